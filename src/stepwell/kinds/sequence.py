@@ -51,7 +51,7 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
 
 
 def export(
-    network: Network, folder: "Path", *, format: Literal["onnx", "safetensors"] = "onnx",
+    network: Network, folder: "Path", *, format: Literal["onnx", "pt2", "safetensors"] = "onnx",
     data: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the network for other programs; its ONNX graph skips tokens, too. Flags as for `export`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -9,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from stepwell.cost import count_macs, mean_of_medians, time_each
-from stepwell.data.tokens import TextBatches
-from stepwell.evaluation import Tally, gather_logits
+from stepwell.cost import count_macs, time_each
+from stepwell.data.tokens import TextBatches, TokenSet
+from stepwell.evaluation import gather_logits
 from stepwell.measure import speed
 from stepwell.measure.depths import results_of, tally_of
+from stepwell.measure.text import SEQUENCE
 from stepwell.nets.decisions.sequences import Mask, at_random, evenly, skip_cell
 from stepwell.nets.nested.net import NestedNet
 from stepwell.train_mode import in_eval_mode
@@ -69,10 +71,6 @@ class SequenceMacs(NamedTuple):
     def at(self, updates: float) -> float:
         """MACs of a text with this many updates, on average."""
         return self.head + updates * (self.update + self.gate)
-
-    def without_gate(self) -> "SequenceMacs":
-        """The same of a network whose tokens are picked without a gate."""
-        return self._replace(gate=0)
 
     def every(self, tokens: float) -> float:
         """MACs of a text of this many tokens where each updates the state, without a gate."""
@@ -150,40 +148,29 @@ def measure_sequences(
         update the state; "texts", by word whether it was read. Then the network's answers.
     """
     seen = observe_sequences(net, test, pick)
-    if pick is not None:
-        return _picked(net, seen)
     macs = sequence_macs(net)
+    if pick is not None:
+        macs = macs._replace(gate=0)
     used, length = float(seen.used.mean()), float(seen.length.mean())
     share = float(seen.used.sum() / seen.length.sum())
-    draw = torch.Generator().manual_seed(0)
-    record = {
-        "used": used, "length": length, "share": share, "cost": macs.at(used) / macs.every(length),
-        "gate_macs": round(used * macs.gate), "speed": _speed(net, test, macs),
-        "random_accuracy": accuracy_with(net, test, partial(at_random, rate=share, draw=draw)),
-        "even_accuracy": accuracy_with(net, test, partial(evenly, rate=share)),
-        "texts": read_words(net, test),
-    }  # fmt: skip
-    sums: Tally = tally_of("sequence").add(seen.logits, seen.labels)
-    costs = _costs(net, test, macs, used, length)
-    results = results_of(sums, net.card.classes, costs, "sequence", "choice")
-    return results | {KEY: record}, seen
-
-
-def _picked(net: NestedNet, seen: Observed) -> tuple[dict[str, Any], Observed]:
-    """The results of a network that was trained without a gate."""
-    macs = sequence_macs(net).without_gate()
-    used, length = float(seen.used.mean()), float(seen.length.mean())
-    record = {
-        "used": used, "length": length, "share": float(seen.used.sum() / seen.length.sum()),
-        "cost": macs.at(used) / macs.every(length),
+    numbers = {CHOSEN: macs.at(used), ALL: macs.every(length)}
+    record: dict[str, Any] = {
+        "used": used, "length": length, "share": share, "cost": numbers[CHOSEN] / numbers[ALL],
     }  # fmt: skip
     params = sum(p.numel() for p in net.module.parameters())
-    costs = {
-        row: {"params": params, "macs": round(number)}
-        for row, number in ((CHOSEN, macs.at(used)), (ALL, macs.every(length)))
-    }
-    sums = tally_of("sequence").add(seen.logits, seen.labels)
-    return results_of(sums, net.card.classes, costs, "sequence", "choice") | {KEY: record}, seen
+    costs = {row: {"params": params, "macs": round(number)} for row, number in numbers.items()}
+    if pick is None:
+        draw = torch.Generator().manual_seed(0)
+        record |= {
+            "gate_macs": round(used * macs.gate), "speed": _speed(net, test, macs),
+            "random_accuracy": accuracy_with(net, test, partial(at_random, rate=share, draw=draw)),
+            "even_accuracy": accuracy_with(net, test, partial(evenly, rate=share)),
+            "texts": read_words(net, test),
+        }  # fmt: skip
+        costs = {row: costs[row] | time for row, time in _times(net, test).items()}
+    sums = tally_of(SEQUENCE).add(seen.logits, seen.labels)
+    results = results_of(sums, net.card.classes, costs, SEQUENCE, "choice")
+    return results | {KEY: record}, seen
 
 
 def read_words(net: NestedNet, test: TextBatches) -> list[list[list[Any]]]:
@@ -201,37 +188,28 @@ def read_words(net: NestedNet, test: TextBatches) -> list[list[list[Any]]]:
     return found
 
 
-def _timed(test: TextBatches) -> TextBatches:
-    rows = speed.timed_rows(len(test.examples), TIMED)
-    return TextBatches(test.examples.subset(rows), len(rows))
+def _timed(test: TextBatches) -> TokenSet:
+    return test.examples.subset(speed.timed_rows(len(test.examples), TIMED))
 
 
-def _costs(
-    net: NestedNet, test: TextBatches, macs: SequenceMacs, used: float, length: float
-) -> dict[str, dict[str, Any]]:
+def _times(net: NestedNet, test: TextBatches) -> dict[str, dict[str, Any]]:
+    """The mean milliseconds of a text in each row, one by one."""
     device = next(net.parameters()).device
-    one_by_one = TextBatches(_timed(test).examples, 1)
-    ids = [batch.inputs.to(device) for batch in one_by_one]
+    ids = [batch.inputs.to(device) for batch in TextBatches(_timed(test), 1)]
     runs: dict[str, Callable[[Tensor], Tensor]] = {CHOSEN: net.forward, ALL: EveryToken(net).eval()}
     with in_eval_mode(net), torch.inference_mode():
         times = time_each(runs, ids, seconds=speed.SECONDS)
-    params = sum(p.numel() for p in net.module.parameters())
-    numbers = {CHOSEN: macs.at(used), ALL: macs.every(length)}
     return {
-        row: {
-            "params": params, "macs": round(numbers[row]),
-            "ms": 1000 * mean_of_medians(found.times, range(len(found.times))),
-            "batch": 1, "threads": torch.get_num_threads(),
-        }
+        row: {"ms": 1000 * fmean(found.times), "batch": 1, "threads": torch.get_num_threads()}
         for row, found in times.items()
-    }  # fmt: skip
+    }
 
 
 def _speed(net: NestedNet, test: TextBatches, macs: SequenceMacs) -> list[dict[str, float]]:
     """Texts per second as the gate decides, and of torch's own layer, in batches of 64 and of one."""
     plain = EveryToken(net).eval()
     device = next(net.parameters()).device
-    timed = _timed(test).examples
+    timed = _timed(test)
 
     def by_macs(parts: Sequence[Tensor]) -> float:
         exits = [net.forward_all(x, extras=("used", "length"))[net.full].extras for x in parts]

@@ -136,8 +136,12 @@ class TextClassifier:
             for part in text:
                 if not isinstance(part, str):
                     raise ValueError(f"{place} is no text: {part!r:.60}")
-                if any(0xD800 <= ord(letter) <= 0xDFFF for letter in part):
-                    raise ValueError(f"{place} holds half of a surrogate pair: give whole characters")
+                try:
+                    part.encode()
+                except UnicodeEncodeError:
+                    raise ValueError(
+                        f"{place} holds half of a surrogate pair: give whole characters"
+                    ) from None
             if any(map(is_blank, text)):
                 raise ValueError(f"{place} is empty")
             if len(text) not in kinds:

@@ -10,6 +10,7 @@ from stepwell.data.image_flags import Images
 from stepwell.data.text_files import TextFiles
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.measure.sequences import measure_sequences
+from stepwell.measure.text import SEQUENCE
 from stepwell.methods.sequences import PICKS, Sequences
 from stepwell.nets import build
 from stepwell.nets.families.recurrent import with_vectors
@@ -20,7 +21,6 @@ from stepwell.tasks.classification import Measured
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Smoothed
 
-KIND = "sequence"
 #: Length, batches and rate, where the caller does not set them.
 USUAL: dict[str, Any] = {"epochs": 10, "batch_size": 32, "optimizer": "adamw", "lr": 1e-3}
 
@@ -108,5 +108,5 @@ def sequences(
             objective, task.train, training.optim(), task.run, phase="skips", epochs=training.epochs,
             validate=text.validator(nested, task), loop=loop, patience=training.patience,
         )  # fmt: skip
-        results: dict[str, Any] = text.finish(task, nested, kind=KIND, measure=measure)
+        results: dict[str, Any] = text.finish(task, nested, kind=SEQUENCE, measure=measure)
         return results

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
-from stepwell.nets.decisions.deciding import Deciding
 from stepwell.nets.decisions.estimators import Draw
 
 #: Vectors of the tokens of a text, and True for real tokens; padding is at the end.
@@ -35,7 +34,7 @@ CELLS: Mapping[str, tuple[type[nn.GRUCell | nn.LSTMCell], int]] = MappingProxyTy
 HALF = 0.5
 
 
-class SkipCell(Deciding):
+class SkipCell(nn.Module):
     """Reads a text token by token and skips what its state does not need; gives the last state h.
 
     In training, and in eval with a `draw`, every token is computed, and skipped ones do not count. In
@@ -46,8 +45,6 @@ class SkipCell(Deciding):
         inputs: numbers of a token's vector.
         width: numbers of a state.
     """
-
-    in_graphs = MappingProxyType({})
 
     def __init__(self, kind: str, inputs: int, width: int) -> None:
         super().__init__()
@@ -160,10 +157,6 @@ class SkipCell(Deciding):
         _, state = while_loop(goes_on, one, begin)
         last: Tensor = state
         return last
-
-    def from_plain(self, plain: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a plain cell, with this layer's start and gate."""
-        return {**own, **plain}
 
 
 def is_due(since: Float[Tensor, " batch"], step: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:

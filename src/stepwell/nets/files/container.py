@@ -22,8 +22,7 @@ GRAPH = "stepwell knowledge graph"
 #: Kinds of networks whose files hold a nested net.
 NESTED = (
     "classifier", "resolution", "features", "text", "text-numbers", "sequence", "skipping", "pixels",
-    "widths",
-    "detector",
+    "widths", "detector",
 )  # fmt: skip
 
 
