@@ -57,7 +57,7 @@ def show_cached(name: str, make: Callable[[], object]) -> None:
 
 
 def _printed_by(make: Callable[[], object]) -> tuple[str, object]:
-    """What a function prints, and the code of its SystemExit."""
+    """Call a function, and give what it printed and the exit code that it asked for."""
     captured, code = _Captured(), None
     with contextlib.redirect_stdout(captured):
         try:

@@ -128,7 +128,7 @@ class Client:
 
 
 def _detail(content: bytes) -> str:
-    """What a response says is wrong; of one that is not ours, its beginning."""
+    """The error message in a response's body; its first letters if another program wrote it."""
     try:
         return str(json.loads(content)["detail"])
     except (ValueError, KeyError, TypeError):

@@ -204,26 +204,20 @@ class Engine:
                     self._changed.wait()
             # a cancelled request does not run
             jobs = [job for job in batch.jobs if job.future.set_running_or_notify_cancel()]
-            try:
-                self._answer(batch.row, jobs)
-            except Exception as error:  # the thread must not end
-                if len(jobs) == 1:
-                    jobs[0].future.set_exception(error)
-                else:  # one of them is to blame
-                    self._one_by_one(batch.row, jobs)
-            finally:
-                with self._changed:
-                    self.scheduler.ended()
+            self._answer_each(batch.row, jobs)
+            with self._changed:
+                self.scheduler.ended()
 
-    def _one_by_one(self, row: str, jobs: list[Job]) -> None:
-        """Answer the requests of a batch that failed; an error goes to those who wait for it."""
-        for job in jobs:
-            if job.future.done():
-                continue
-            try:
-                self._answer(row, [job])
-            except Exception as error:
-                job.future.set_exception(error)
+    def _answer_each(self, row: str, jobs: list[Job]) -> None:
+        """Answer a batch; if it fails, each request alone, and who waits for one gets its error."""
+        try:
+            self._answer(row, jobs)
+        except Exception as error:  # the thread must not end
+            for job in [job for job in jobs if not job.future.done()]:
+                if len(jobs) == 1:
+                    job.future.set_exception(error)
+                else:
+                    self._answer_each(row, [job])
 
     def _answer(self, row: str, jobs: list[Job]) -> None:
         if not jobs:
