@@ -248,7 +248,7 @@ def test_texts_that_mislead_are_told(encoder, data, tmp_path, capsys, monkeypatc
     files = TextFiles(test=own, valid=data / "dev.tsv")
     text.read_texts_of(str(own), str(plain), files)
     said = capsys.readouterr().err
-    assert f"{own}, line 2 and 0 others hold a mark of the tokenizer (" in said
+    assert f"{own}: 1 of its texts, the first in line 2, hold a mark of the tokenizer (" in said
     assert "note: 21 of the test texts are training texts, too" in said
     assert "the tokenizer puts no mark such as [CLS] before a text" in said
 

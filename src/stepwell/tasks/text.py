@@ -166,9 +166,10 @@ def _encoded(texts: Texts, like: Texts, labels: Labels | Numbers, tokenizer: Tok
         if any(mark in part for part in text for mark in tokenizer.marks)
     ]
     if marked:
+        marks = ", ".join(tokenizer.marks)
         tell(
-            f"note: {texts.path}, line {marked[0]} and {len(marked) - 1} others hold a mark of the "
-            f"tokenizer ({', '.join(tokenizer.marks)}) as a word, and it is read as the mark"
+            f"note: {texts.path}: {len(marked)} of its texts, the first in line {marked[0]}, hold a "
+            f"mark of the tokenizer ({marks}) as a word, and it is read as the mark"
         )
     return encoded
 
