@@ -31,6 +31,7 @@ NAMES = (
     "kg",
     "text",
     "serve",
+    "freed_memory",
     "adder",
     "detection",
 )

@@ -20,6 +20,7 @@ GROUND = {
     "files",
     "flags",
     "device",
+    "memory",
     "train_mode",
     "ranges",
     "moved",

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from stepwell import __version__
 from stepwell.commands.arguments import INTERRUPTS, call, print_completion, show_help, unknown
 from stepwell.console import fail, say
+from stepwell.memory import keep_freed_memory
 
 #: By name: "module:function", and a line of help.
 COMMANDS = {
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     own_process = arguments is None
     if own_process:
         signal.signal(signal.SIGINT, _interrupt)
+        keep_freed_memory()
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _show_warning
     if arguments[:1] == ["--version"]:

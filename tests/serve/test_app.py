@@ -2,10 +2,12 @@
 
 import json
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
@@ -112,6 +114,22 @@ def test_a_bad_request_is_one_line_of_json(server, toy):
         assert words in answer["detail"]
     assert toy.batches == []
     assert post(server)[0] == 200
+
+
+def test_an_input_that_is_read_quickly_is_not_handed_to_another_thread():
+    readers = {}
+
+    def read(content):
+        readers[content] = threading.current_thread().name
+        return Toy().served().read(content)
+
+    served = replace(Toy().served(), read=read, quick=lambda content: len(content) == 1)
+    with running(Engine(served, 5000, table=table())) as url:
+        assert post(url, b"1")[0] == post(url, b"22")[0] == 200
+        assert post(url, b"x")[1] == {"detail": "b'x' is no number"}
+        assert post(url, *form(("a", b"3"), ("b", b"4")))[0] == 200
+    pool = {content: name.startswith("stepwell-read") for content, name in readers.items()}
+    assert pool == {b"1": False, b"22": True, b"x": False, b"3": True, b"4": True}
 
 
 def test_health_metrics_and_the_last_seconds(server):
@@ -279,7 +297,6 @@ def test_texts_are_json(toy):
         return float(len(text)) if isinstance(text, str) else -1.0
 
     served = toy.served()
-    from dataclasses import replace
 
     def run(inputs, row, top):
         found = toy.served().run(inputs, row, top)

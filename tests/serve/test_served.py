@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import stepwell
-from stepwell.data.decoding import decoded
+from stepwell.data.decoding import decoded, is_small
 from stepwell.data.preprocess import squared
 from stepwell.kinds import KINDS, kind_module
 from stepwell.nets.files.resolution import save_resolution
@@ -39,6 +39,13 @@ def test_what_predicts_is_served_and_what_does_not_says_so(tmp_path):
         module = kind_module(kind)
         assert hasattr(module, "predict") == hasattr(module, "serve"), kind
         assert hasattr(module, "serve") or "serve" in module.ADVICE, kind
+
+
+def test_an_image_is_small_by_its_bytes_and_by_the_size_in_its_header():
+    assert is_small(encoded(photo(200, 100)))
+    assert not is_small(encoded(Image.new("1", (3000, 3000))))  # of few bytes
+    assert not is_small(encoded(photo(250, 250), "BMP"))  # of many
+    assert is_small(b"no image")
 
 
 def test_an_image_gets_the_answer_of_predict_at_every_depth(tmp_path):

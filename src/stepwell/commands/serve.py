@@ -15,6 +15,7 @@ from stepwell.commands.arguments import Module, imported
 from stepwell.console import say
 from stepwell.flags import flag
 from stepwell.kinds import open_network
+from stepwell.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -153,6 +154,7 @@ def application(
 
 def replica(settings: Settings) -> "FastAPI":
     """The application of a replica in Ray."""
+    keep_freed_memory()
     return application(settings)[1]
 
 

@@ -27,6 +27,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", "
 DECODERS = 2
 #: Formats of images from the network; Pillow would run another program for some others.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+#: Bytes, and pixels, of an image that is decoded in about a millisecond.
+SMALL = 2**16
 #: Most bad files or folders that a message names.
 NAMED = 5
 #: Most files of a data set that are opened before training; about 12 s for so many.
@@ -166,6 +168,18 @@ def decoded(content: bytes, form: Callable[[Image.Image], T]) -> T:
         too_large = isinstance(error, Image.DecompressionBombError)
         reason = "too many pixels" if too_large else f"damaged, or none of {', '.join(FORMATS)}"
         raise ValueError(f"cannot read the image ({reason})") from error
+
+
+def is_small(content: bytes) -> bool:
+    """Say whether an image has few bytes, and by its header few pixels; bytes of no image are small."""
+    if len(content) > SMALL:
+        return False
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            return width * height <= SMALL
+    except UNREADABLE:
+        return True
 
 
 def _check_pixels(image: Image.Image) -> None:

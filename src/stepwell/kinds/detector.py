@@ -135,7 +135,7 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
     import torch
 
     from stepwell.data.box_batches import collated, padded, restored
-    from stepwell.data.decoding import decoded
+    from stepwell.data.decoding import decoded, is_small
     from stepwell.data.preprocess import upright_size, whole
     from stepwell.nets.predictions import Prediction
     from stepwell.serve.served import Served
@@ -168,7 +168,7 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
 
     side = -(-card.size // 32) * 32
     example = torch.zeros(side, side, 3, dtype=torch.uint8).numpy(), (side, side)
-    return Served(rows, net.full, read, run, example, card.costs)
+    return Served(rows, net.full, read, run, example, card.costs, quick=is_small)
 
 
 def _readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:

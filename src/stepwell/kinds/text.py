@@ -35,6 +35,8 @@ NEXT = (
 SECTIONS = classifier.SECTIONS
 #: Characters of a text that a server takes.
 LONGEST = 100_000
+#: Characters of a text whose tokens are found in about a millisecond.
+QUICK = 2000
 #: Standard input as a file.
 STDIN = "-"
 #: Letters of a text in a message.
@@ -155,7 +157,10 @@ def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) 
     # as long as a text may be, so that the promise holds for every one
     longest = " ".join(["the"] * text.tokenizer.limit)
     example = text.encoded([(longest,) * (1 + bool(text.pairs))], ["the text"])
-    return Served(tuple(rows), default, read, run, example, net.card.costs, noun=NOUN, takes=TAKES)
+    return Served(
+        tuple(rows), default, read, run, example, net.card.costs, noun=NOUN, takes=TAKES,
+        quick=lambda given: sum(map(len, given)) <= QUICK,
+    )  # fmt: skip
 
 
 def read_input(named: str, network: Network) -> "list[tuple[str, Text]]":

@@ -22,6 +22,7 @@ from stepwell.serve.engine import Answer, Engine, StoppedError, describe
 from stepwell.serve.live import Live, Metrics
 from stepwell.serve.openapi import BODIES, RESPONSES
 from stepwell.serve.scheduler import FullError, Job
+from stepwell.serve.served import Served
 
 #: Inputs in one request, and classes in one answer, at most.
 INPUTS, TOP = 32, 10
@@ -252,7 +253,6 @@ async def _admitted(
 
     Each further input of a request has a further promise of time.
     """
-    loop = asyncio.get_running_loop()
     budget = engine.promise_ms if asked.budget_ms is None else asked.budget_ms
     jobs: list[Job] = []
     with _told():
@@ -260,8 +260,7 @@ async def _admitted(
             for i in range(len(inputs)):
                 ms = (i + 1) * budget
                 jobs.append(engine.admit(row=asked.depth, budget_ms=ms, top=asked.top))
-            reads = [loop.run_in_executor(readers, engine.served.read, given) for _, given in inputs]
-            ready = await asyncio.gather(*reads, return_exceptions=True)
+            ready = await _read(engine.served, readers, [given for _, given in inputs])
             for (name, _), job, given in zip(inputs, jobs, ready, strict=True):
                 if isinstance(given, ValueError):
                     raise ValueError(f"{name}: {given}" if name else str(given))
@@ -273,6 +272,19 @@ async def _admitted(
                 engine.withdraw()
             raise
     return jobs
+
+
+async def _read(served: Served, readers: ThreadPoolExecutor, inputs: Sequence[Any]) -> list[Any]:
+    """What the network takes, or an error, for each input."""
+    if len(inputs) == 1 and served.quick(inputs[0]):
+        # to hand it to another thread, and to wait for that, would take longer than to read it
+        try:
+            return [served.read(inputs[0])]
+        except ValueError as error:
+            return [error]
+    loop = asyncio.get_running_loop()
+    reads = [loop.run_in_executor(readers, served.read, given) for given in inputs]
+    return await asyncio.gather(*reads, return_exceptions=True)
 
 
 async def _unless_gone(request: Request, futures: "list[asyncio.Future[Answer]]") -> list[Answer]:

@@ -83,6 +83,10 @@ class NetworkPictures(Format):
         about |= {"content": np.array([one.key for one in drawn]), "path": np.array([*map(str, paths)])}
         return torch.from_numpy(np.ascontiguousarray(pixels)), about
 
+    def quick(self, content: bytes) -> bool:
+        """Say that a picture takes longer than a millisecond: it is drawn."""
+        return False
+
     def squared(self, source: Any, size: int) -> NDArray[np.uint8]:
         """The picture (size, size, 3) of one network: a file, the content of one, or a `Network`."""
         if isinstance(source, bytes):
