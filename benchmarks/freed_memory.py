@@ -19,7 +19,7 @@ name, side, batch, count = sys.argv[1], *map(int, sys.argv[2:5])
 if sys.argv[5] == "keeps":
     assert keep_freed_memory()
 torch.set_num_threads(1)
-net = build(name, image_size=side).eval()
+net = build(name).eval()
 x = torch.randn(batch, 3, side, side)
 
 def faults():

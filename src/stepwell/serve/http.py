@@ -11,8 +11,8 @@ from fastapi import FastAPI
 DRAIN = 30
 #: Seconds that an idle connection is kept.
 IDLE = 30
-#: Seconds until Python's lock goes to another thread that waits for it. The network's thread asks for the
-#: lock after every operation of torch, and with Python's usual 5 ms it waits for whole bursts of requests.
+#: Seconds until Python's lock goes to another thread that waits for it. The network's thread asks for
+#: it after every operation of torch, and with Python's usual 5 ms it waits for bursts of requests.
 SWITCH = 0.0005
 #: Connections that may wait to be taken.
 BACKLOG = 4096
