@@ -119,12 +119,13 @@ def test_a_full_server_refuses_and_says_for_how_long():
     with pytest.raises(FullError):
         queue.admit(0.1, 0.0, "a")  # three wait already
     queue = scheduler(a=40, b=500)
-    for _ in range(3):
-        queue.admit(0.1, 0.0, "b")  # begins in time, however long it takes
-    with pytest.raises(FullError):
-        queue.admit(0.1, 0.0, "b")
-    queue.withdraw()
+    queue.admit(0.1, 0.0, "b")  # begins in time, however long it takes
+    for row in (None, "a", "b"):
+        with pytest.raises(FullError):
+            queue.admit(0.1, 0.0, row)  # would begin after half a second
+    queue.withdraw("b")
     queue.admit(0.1, 0.0, "a")
+    queue.admit(0.1, 0.0, "b")
 
 
 def test_an_idle_server_takes_a_request_so_that_a_wrong_table_is_put_right():
@@ -147,7 +148,7 @@ def test_late_requests_wait_for_those_in_time_but_not_for_ever():
     queue = scheduler(a=10)
     late, good = Job("late", 0.0, 0.1), Job("good", 0.1, 0.15)
     for job in (late, good):
-        queue.coming += 1
+        queue.coming.append(None)
         queue.add(job)
     first = queue.next(0.12)
     assert first is not None
@@ -161,12 +162,12 @@ def test_late_requests_wait_for_those_in_time_but_not_for_ever():
 def test_a_late_request_is_put_off_once():
     queue = scheduler(a=10, b=300)
     late = Job("late", 0.0, 0.1)
-    queue.coming += 1
+    queue.coming.append(None)
     queue.add(late)
     now = 0.12  # too late already; then other requests keep coming, which would put it off again
     for _ in range(4):
         other = Job("other", now - 0.05, now + 0.05, row="b")
-        queue.coming += 1
+        queue.coming.append("b")
         queue.add(other)
         batch = queue.next(now)
         now += 0.3

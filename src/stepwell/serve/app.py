@@ -268,8 +268,8 @@ async def _admitted(
                     raise given
                 job.input = given
         except BaseException:
-            for _ in jobs:
-                engine.withdraw()
+            for job in jobs:
+                engine.withdraw(job)
             raise
     return jobs
 

@@ -163,10 +163,10 @@ class Engine:
         with self._changed:
             self.scheduler.forget(job)
 
-    def withdraw(self) -> None:
+    def withdraw(self, job: Job) -> None:
         """Forget an admitted request."""
         with self._changed:
-            self.scheduler.withdraw()
+            self.scheduler.withdraw(job.row)
             self._changed.notify_all()
 
     def check(self, row: str | None = None, budget_ms: float | None = None) -> None:

@@ -62,7 +62,7 @@ class Scheduler:
     def __init__(self, controller: Controller, promise: float, *, most: int = QUEUE) -> None:
         self.controller, self.promise, self.most = controller, promise, most
         self.queue: list[Job] = []
-        self.coming = 0  # admitted, and not yet added
+        self.coming: list[str | None] = []  # the rows asked for by those admitted, and not yet added
         self._until: float | None = None  # when the running batch should end
         self._rate, self._last = 0.0, 0.0
         self._window = max(RATE_SECONDS, RATE_PROMISES * promise)
@@ -75,7 +75,7 @@ class Scheduler:
         self._rate = self.rate(now) + 1 / self._window
         self._last = now
         wait = self._wait(now)
-        if len(self.queue) + self.coming >= self.most:
+        if len(self.queue) + len(self.coming) >= self.most:
             raise FullError(wait)
         # an idle server takes a request whatever the table says, or it could not correct the table
         idle = not self.queue and not self.coming and self._until is None
@@ -83,11 +83,11 @@ class Scheduler:
         late = now + wait - due - (0.0 if row is None else self._fastest)
         if late > 0 and not idle:
             raise FullError(late)
-        self.coming += 1
+        self.coming.append(row)
 
-    def withdraw(self) -> None:
-        """Forget an admitted request, whose input could not be read."""
-        self.coming -= 1
+    def withdraw(self, row: str | None = None) -> None:
+        """Forget an admitted request that asked for a row, and whose input could not be read."""
+        self.coming.remove(row)
 
     def forget(self, job: Job) -> None:
         """Take a request out of the queue, if it is there: nobody waits for its answer."""
@@ -95,7 +95,7 @@ class Scheduler:
 
     def add(self, job: Job) -> None:
         """Put an admitted request into the queue."""
-        self.coming -= 1
+        self.coming.remove(job.row)
         insort(self.queue, job, key=_deadline)
 
     def rate(self, now: float) -> float:
@@ -140,8 +140,9 @@ class Scheduler:
     def _wait(self, now: float) -> float:
         """Seconds until another request would be answered by the fastest row."""
         control = self.controller
-        asked = sum(control.table.bound(job.row) for job in self.queue if job.row is not None)
-        free = sum(job.row is None for job in self.queue) + self.coming + 1
+        rows = [*(job.row for job in self.queue), *self.coming]
+        asked = sum(control.table.bound(row) for row in rows if row is not None)
+        free = rows.count(None) + 1
         queue = max(self._fastest, free / control.capacity(control.fastest))
         # a batch that is overdue may take as long again
         running = 0.0 if self._until is None else abs(self._until - now)
