@@ -1317,7 +1317,9 @@ def test_version_and_list(stepwell):
     assert stepwell("--version") == (0, f"stepwell {__version__}\n", "")
     code, out, _ = stepwell("list", "--json")
     assert code == 0
-    assert list(json.loads(out)["networks"]) == [*BUILDERS, "FOLDER", "timm/NAME", "adder/NAME"]
+    assert list(json.loads(out)["networks"]) == [
+        *BUILDERS, "FOLDER", "glance-NAME/N", "timm/NAME", "adder/NAME",
+    ]  # fmt: skip
     code, out, _ = stepwell("list")
     assert all(name in out for name in BUILDERS)
 
@@ -1359,6 +1361,8 @@ def test_the_options_of_the_recipes_are_these():
         "label_smoothing",
         "skipping": f"{trained} net method target label_smoothing",
         "pixels": f"{trained} net target sparsity_weight label_smoothing",
+        "glance": f"{trained} net glances glance_size policy_epochs tune_epochs discount spread "
+        "label_smoothing".replace(" init ", " ").replace(" stem ", " "),
         "widths": f"{trained} net widths sandwich target_cost gate gate_fraction gate_epochs "
         "label_smoothing",
         "experts": f"{trained} net experts top_k router balance_weight label_smoothing",
@@ -1385,6 +1389,7 @@ def test_the_options_for_studies_are_these():
         "ekd": "norms attention_mode distill_from ema_teacher teach_full",
         "skipping": "estimator temperature rate_weight reward policy_weight",
         "pixels": "estimator temperature",
+        "glance": "where",
         "widths": "estimator temperature cost_weight",
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",

@@ -122,6 +122,13 @@ WRONG = {
     "max_bytes": ([0, -1], [1]),
     "max_pixels": ([0, -1], [1]),
     "threads": ([0, -1], [1]),
+    "own_weight": ([-1, "nan"], [0]),
+    "policy_epochs": ([0, -1], [1]),
+    "tune_epochs": ([0, -1], [1]),
+    "glances": ([1, 0, -1], [2]),
+    "glance_size": ([1, 0, -1], [2]),
+    "discount": ([-0.1, 1.1, "nan"], [0, 1]),
+    "spread": ([0, -1, "nan"], [1e-3]),
     "replicas": ([0, -1], [1]),
 }
 #: How often a number is asked for, in these.
@@ -134,6 +141,7 @@ NEEDED = {
     "train drnet": ["--data", "digits", "--out", "r"],
     "train exits": ["--data", "digits", "--out", "r"],
     "train skipping": ["--data", "digits", "--out", "r"],
+    "train glance": ["--data", "digits", "--out", "r"],
     "train pixels": ["--data", "digits", "--out", "r"],
     "train detect": ["--data", "d", "--out", "r"],
     "train pseudo": ["--data", "d", "--teacher", "t", "--out", "r"],

@@ -43,6 +43,7 @@ NETWORKS = {
     "vit_b_16": "torchvision's vision transformer of 12 blocks; holds 1, 2, ..., 11",
     "vit6": "a vision transformer of 6 blocks and 96 channels for about 32 pixels; holds 1, 2, ..., 5",
     "FOLDER": "for texts: a BERT, RoBERTa or DistilBERT of Hugging Face's; 6 layers hold 1, 2, ..., 5",
+    "glance-NAME/N": "a ResNet that looks N times, first at the whole image; holds 1, 2, ...",
     "timm/NAME": "a timm model with stages; a ViT or DeiT of 12 blocks holds 1, 2, ..., 11",
     "adder/NAME": "one of these networks, with convolutions that only add (AdderNet)",
 }
@@ -77,7 +78,7 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "per place": {
         "pixels": ("pixels", "DynConv (Verelst and Tuytelaars 2020)", "pixels"),
-        "regions": ("", "Glance and Focus (Wang et al. 2020)", ""),
+        "regions": ("glance", "Glance and Focus (Wang et al. 2020)", "glance"),
         "resolution": ("drnet", "DRNet (Zhu et al. 2021)", "drnet"),
     },
     "per time": {

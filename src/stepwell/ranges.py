@@ -37,25 +37,27 @@ _NAMES = {
         "synthetic_count generator_steps devices accumulate num_classes batch dim context_size "
         "gate_epochs negatives k top_k seeds workers top patience max_tokens student_layers "
         "teacher_epochs width convs threads max_batch max_queue max_bytes max_pixels replicas "
-        "walks window dimensions max_edges"
+        "walks window dimensions max_edges policy_epochs tune_epochs"
     ),
-    TWO_OR_MORE: "batch_size experts kernels walk_length",  # BatchNorm cannot train on one image
-    PIXELS: "size teacher_size",
+    # BatchNorm cannot train on one image
+    TWO_OR_MORE: "batch_size glances experts kernels walk_length",
+    PIXELS: "size teacher_size glance_size",
     POSITIVE: (
         "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs threshold "
-        "slo_ms"
+        "slo_ms spread"
     ),
     NOT_NEGATIVE: (
         "weight_decay max_drop ce kl attention cls layers hint full_weight cost_weight slack clip "
         "checkpoint_minutes warm_epochs max_seconds unlearn interpolate "
-        "rate_weight reward policy_weight balance_weight sparsity_weight teach beta"
+        "own_weight rate_weight reward policy_weight balance_weight sparsity_weight teach beta"
     ),
     BELOW_ONE: "hysteresis label_smoothing val_fraction distill_from ema_teacher average gate_fraction",
     SEED: "seed walk_seed",
     PORT: "port",
     BITS: "bits",
     SHARE: (
-        "alpha start_from_teacher target target_cost min_accuracy target_accuracy min_score ignore_from"
+        "alpha start_from_teacher target target_cost min_accuracy target_accuracy min_score "
+        "ignore_from discount"
     ),
     NUMBER: "teacher_mean",
     SHARE_ABOVE_0: "explore anneal widths zoom label_fraction label_rate",

@@ -22,6 +22,8 @@ CLAIMS: dict[str, tuple[str, str]] = {
                  "gates that skip blocks against static networks and random blocks"),
     "pixels": ("stepwell.claims.pixels:STUDY",
                "blocks that run at some positions against smaller networks and masks of other images"),
+    "glance": ("stepwell.claims.glance:STUDY",
+               "crops where a policy looks against random ones and the whole image"),
     "sequences": ("stepwell.claims.sequences:STUDY",
                   "a gate that skips tokens against every token, even ones and random ones"),
     "widths": ("stepwell.claims.widths:STUDY",

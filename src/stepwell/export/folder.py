@@ -23,7 +23,7 @@ from stepwell.export.cascade import NAME as CASCADE
 from stepwell.export.cascade import export_cascade
 from stepwell.export.check import Sample, take
 from stepwell.export.onnx import CALIBRATION, export_int8, export_onnx, ranges, require_onnx
-from stepwell.export.subnet import about, export_pt2, export_safetensors, plain_bytes
+from stepwell.export.subnet import about, bytes_alone, export_pt2, export_safetensors
 from stepwell.files import locked, sync_folder, write_whole
 from stepwell.nets import NestedNet
 from stepwell.nets.files.container import state_digest
@@ -289,7 +289,7 @@ def weights_record(net: NestedNet, file: Path) -> dict[str, Any]:
     """Describe the file of shared weights, beside the size of the full net's weights alone."""
     return {
         "file": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file),
-        "full_net_bytes": len(plain_bytes(net, net.full)),
+        "full_net_bytes": bytes_alone(net, net.full),
     }  # fmt: skip
 
 

@@ -81,6 +81,13 @@ def plain_bytes(net: NestedNet, depth: str) -> bytes:
     return save(plain_tensors(net, depth), plain_metadata(net))
 
 
+def bytes_alone(net: NestedNet, depth: str) -> int:
+    """The size of one depth's plain weights in a file, where a tied tensor stands once."""
+    tensors = plain_tensors(net, depth)
+    once = {stored: name for name, stored in net.stored_names(depth).items()}
+    return len(save({name: tensors[name] for name in once.values()}, plain_metadata(net)))
+
+
 def plain_tensors(net: NestedNet, depth: str) -> dict[str, Shaped[Tensor, "..."]]:
     """The tensors of one depth's plain network under its own names, on the CPU.
 

@@ -12,6 +12,8 @@ from stepwell.nets.adders.converting import to_adder
 from stepwell.nets.families import cnc, convnext, densenet, mobilenet, msdnet, resnet, vgg, vit
 from stepwell.nets.families.builder import Builder
 from stepwell.nets.families.encoders import encoder_builder, is_encoder
+from stepwell.nets.families.glance import PREFIX as GLANCE
+from stepwell.nets.families.glance import glance_builder, is_glance
 from stepwell.nets.families.recurrent import is_recurrent, recurrent_builder
 from stepwell.nets.families.timm_models import PREFIX, check_depths, timm_builder
 from stepwell.nets.grafting.merging import with_adaptions
@@ -94,8 +96,9 @@ def build(
 
     Args:
         name: a key of `BUILDERS`, such as "resnet34"; "timm/NAME" for a model of timm's; "adder/NAME"
-            for one of these with `adder=True`; a text encoder and its layers, such as "bert/6"; or a
-            recurrent network of texts and its width, such as "skip-gru/128".
+            for one of these with `adder=True`; a text encoder and its layers, such as "bert/6"; a
+            recurrent network of texts and its width, such as "skip-gru/128"; or a ResNet that glances
+            at an image, and how often, such as "glance-resnet20/4".
         depths: the sub-nets: blocks per stage by name, `{"18": (2, 2, 2, 2)}`, or a list of names that
             the family knows, `["18"]`; a new name gives its blocks, `["half=2,2,2,2"]`.
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
@@ -206,7 +209,7 @@ def usual_depths(name: str, stages: Sequence[str] = ()) -> tuple[str, ...]:
 def is_network(name: str) -> bool:
     """Check whether a text is a network's name, of those that images take."""
     name = name.removeprefix(ADDER)
-    return name in BUILDERS or name.startswith(PREFIX)
+    return name in BUILDERS or name.startswith((PREFIX, GLANCE))
 
 
 def refuse_adders(name: str, what: str) -> None:
@@ -224,6 +227,8 @@ def builder_of(name: str) -> Builder:
         return encoder_builder(name)
     if is_recurrent(name):
         return recurrent_builder(name)
+    if is_glance(name):
+        return glance_builder(name, builder_of)
     if name not in BUILDERS and Path(name).is_dir():
         raise ValueError(f"no network {name!r}: a folder is a text encoder, and --data holds no texts")
     if name not in BUILDERS:

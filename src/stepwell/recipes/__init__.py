@@ -14,6 +14,7 @@ RECIPES: dict[str, tuple[str, str]] = {
         "exits": "a network with early exits, and a cascade that stops where it is sure",
         "skipping": "a ResNet whose gates decide which blocks an image runs",
         "pixels": "a ResNet whose blocks run at the positions of an image that need them",
+        "glance": "a ResNet that glances at the whole image, then at the parts that it chooses",
         "sequences": "a recurrent network for texts whose gate decides how many tokens to skip",
         "widths": "a ResNet of several widths, and a gate that chooses one for each image",
         "experts": "a vision transformer whose MLPs are experts, of which a token runs one or a few",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from stepwell.measures import MIXTURES
 from stepwell.report.adders import adder_section, bits_section
 from stepwell.report.full_net import full_net_note
+from stepwell.report.glances import glances_section
 from stepwell.report.grafting import against_shots, grafting_section
 from stepwell.report.internal import internal_section
 from stepwell.report.mixtures import mixture_section
@@ -23,6 +24,7 @@ SECTIONS: Mapping[str, Part] = {
     "cnc": networks_section,
     "drnet": resolution_section,
     **{key: mixture_section(key) for key in MIXTURES},
+    "glance": glances_section,
     "netgraft": grafting_section,
     "pixels": skipping_section,
     "pkkd": adder_section,

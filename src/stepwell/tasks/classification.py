@@ -347,12 +347,16 @@ def settle(net: NestedNet, train: Batches, images: int | None = None) -> None:
 
 
 class Measured(NamedTuple):
-    """A network measured on the test part: results, logits by row with the labels, costs by depth."""
+    """A network measured on the test part.
+
+    logits, labels: by row, and of the examples. costs: by depth. more: arrays for predictions.npz.
+    """
 
     results: dict[str, Any]
     logits: Mapping[str, torch.Tensor]
     labels: torch.Tensor
     costs: Mapping[str, Mapping[str, Any]]
+    more: Mapping[str, np.ndarray] = {}
 
 
 def finish(
@@ -418,7 +422,7 @@ def finish(
         if kept is None:
             (write or save)(net, file)
         results["file_bytes"] = file.stat().st_size
-        write_predictions(predictions, seen.logits, seen.labels, task.test)
+        write_predictions(predictions, seen.logits, seen.labels, task.test, seen.more)
         run.write_json("results.json", results)
         if not net.card.numeric:
             answers = seen.logits.get(net.full, next(iter(seen.logits.values())))

@@ -1,0 +1,103 @@
+"""Glances: does it pay to choose where to look?
+
+A network of two ResNet-8 (one for the first glance, one for the crops) looks three or four times at
+scenes with one small picture somewhere; see `benchmarks/scenes.py`. Rivals take as many passes: the
+same network with crops at random places, or all in the middle, and ResNet-8 on the whole image at
+about the cost of all glances.
+
+Controls on the trained network itself: the places of another image, so that the places are spread
+alike; random places; the first correct glance (an oracle).
+"""
+
+from typing import Any
+
+from stepwell.claims.exits import of_cascade
+from stepwell.claims.kit.figure import Axis, Plot, Point
+from stepwell.claims.kit.measures import ACCURACY, correct, more, times
+from stepwell.claims.kit.study import Arm, Measure, Question, Study, image_fingerprint
+
+GLANCES, EARLY, NET = "4", "3", "resnet8"
+POLICY, RANDOM, CENTRE = "policy", "random places", "crops in the middle"
+#: Sides of the whole image for static networks, as shares of a scene.
+STATIC = {"whole, half the size": 48, "whole, two thirds of the size": 64}
+#: Passes of the policy's phase and the last one, beside the first phase's epochs.
+PASSES = 1 + 1 / 4 + 1 / 6
+
+
+def looking(where: str, epochs: float = 1.0) -> Arm:
+    """A network that glances, with its crops where `where` says."""
+    own: dict[str, Any] = {"net": NET, "glances": int(GLANCES), "where": where}
+    return Arm("glance", own, scaled={"epochs": epochs})
+
+
+ARMS: dict[str, Arm] = {
+    POLICY: looking("policy"),
+    # without a policy's phase, the two others are as long as all three
+    RANDOM: looking("random", PASSES / (1 + 1 / 6)),
+    CENTRE: looking("centre", PASSES / (1 + 1 / 6)),
+    **{name: Arm("supervised", {"net": NET, "size": side}, scaled={"epochs": PASSES})
+       for name, side in STATIC.items()},
+}  # fmt: skip
+WHOLE = [*STATIC][1]
+
+
+def control(name: str, count: str = GLANCES) -> Measure:
+    """Accuracy in percent of the policy's own network with its crops elsewhere."""
+    return lambda results: 100 * float(results[POLICY]["glance"][name][count])
+
+
+def speed_up(key: str) -> Measure:
+    """How many times less of a cost the cascade of glances takes than all of them."""
+    full, own = of_cascade(f"full_{key}", POLICY), of_cascade(key, POLICY)
+    return lambda results: full(results) / own(results)
+
+
+#: Named before the runs: to choose where to look pays against random looks, the choice fits the image,
+#: and looking beats a static network of the cost.
+PRIMARY = ("better-than-random", "better-than-chance", "better-than-static")
+CLAIMS = [
+    more(PRIMARY[0], f"After {EARLY} glances, a policy is more than 3 points above a network trained "
+         "and tested with random places", "above random crops at every budget (Fig. 7)",
+         correct(POLICY, EARLY), correct(RANDOM, EARLY), 3.0, ACCURACY, expected=6.0),
+    more(PRIMARY[1], "Where a glance looks fits its image: more than 1 point above the places of "
+         "another image", "not asked", correct(POLICY, GLANCES),
+         ("places of others", control("others")), 1.0, ACCURACY, expected=5.0),
+    more(PRIMARY[2], f"{GLANCES} glances are more accurate than ResNet-8 on the whole image at about "
+         "their MACs", "above networks of the same budget (Fig. 4)", correct(POLICY, GLANCES),
+         correct(WHOLE, "8"), 0.0, ACCURACY, expected=3.0),
+    times("saves/macs", "Set to the network's accuracy on validation images, the cascade of glances "
+          "takes at most 0.75 of its MACs", "1.3 times as fast at equal accuracy (abstract)", "MACs",
+          {"cascade": of_cascade("macs", POLICY), "all glances": of_cascade("full_macs", POLICY)}, 0.75,
+          below=True),
+    times("saves/ms", "One by one, its speed-up is at least 0.9 of that by MACs", "not asked", "×",
+          {"by the clock": speed_up("ms"), "by MACs": speed_up("macs")}, 0.9),
+    more("glances", "Later glances help: four are more than 1 point above two", "more with each",
+         correct(POLICY, GLANCES), correct(POLICY, "2"), 1.0, ACCURACY),
+    more("centre", "A policy is above crops in the middle", "not asked", correct(POLICY, GLANCES),
+         correct(CENTRE, GLANCES), 0.0, ACCURACY),
+    more("own/random", "On the policy's network, its places are above random ones", "not asked",
+         correct(POLICY, GLANCES), ("random places", control("random")), 0.0, ACCURACY),
+    more("oracle", "The first right glance, an oracle, is more than 3 points above the last one",
+         "not asked", ("oracle", lambda results: 100 * of_cascade("oracle_accuracy", POLICY)(results)),
+         correct(POLICY, GLANCES), 3.0, ACCURACY, pool="oracle"),
+]  # fmt: skip
+
+STUDY = Study(
+    key="glance", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
+    note=("The paper's results are of ImageNet. Ours are of scenes made from real pictures and "
+          "photographs (`python -m benchmarks.scenes`), where most of an image is background. A tenth "
+          "of the training images sets the thresholds."),
+    common={"data": "scenes", "size": 96, "epochs": 16, "batch_size": 128, "val_fraction": 0.1},
+    quick={"data": "digits", "part": "1/4", "size": 32, "epochs": 1, "batch_size": 128},
+    fingerprint=image_fingerprint,
+    questions=[
+        Question("Does it pay to choose where to look?", (POLICY, RANDOM, CENTRE),
+                 ("own/*", "centre", "glances", "oracle")),
+        Question("Against the whole image at once", (POLICY, *STATIC), ("saves/*",)),
+    ],
+    plot=Plot(Axis("million MACs an image", 1e-6), Axis("test accuracy, %", 100), {
+        **{arm: [Point(arm, f"{i}/macs", f"{i}/accuracy") for i in range(1, int(GLANCES) + 1)]
+           for arm in (POLICY, RANDOM, CENTRE)},
+        "ResNet-8 on the whole image": [Point(arm, "8/macs", "8/accuracy") for arm in STATIC],
+    }),
+)  # fmt: skip

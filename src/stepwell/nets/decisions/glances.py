@@ -1,0 +1,179 @@
+"""Glance and focus: a small view of the whole image, then crops where the network wants to look.
+
+Wang et al. 2020 (arXiv 2010.05300). Glance t gives features, and a recurrent cell joins them with those
+of the glances before. A policy reads the map of glance t and says where glance t + 1 looks. The batch
+is cut by one gather, whatever the places.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stepwell.types import Images
+
+#: Places (batch, 2) from 0 to 1, of the top and the left edge of a crop: 1 is as far as it can be.
+Places = Float[Tensor, "batch 2"]
+#: Who places the crops: the policy, chance, or nobody, so that all are in the middle.
+Where = Literal["policy", "random", "centre"]
+#: Image, last map, state of the policy, and what all glances so far have seen.
+Seen = tuple[Tensor, Tensor, Tensor, Tensor]
+#: Channels of the map, and numbers of the state, of a policy.
+POLICY_CHANNELS, POLICY_WIDTH = 32, 128
+
+
+def crops(images: Images, places: Places, side: int) -> Float[Tensor, "batch _ {side} {side}"]:
+    """A square of each image, `side` pixels wide, whose top left corner is at its place."""
+    height, width = images.shape[2:]
+    room = torch.tensor([height - side, width - side], device=images.device)
+    corners = (places.clamp(0, 1) * room).floor().long()
+    along = torch.arange(side, device=images.device)
+    rows, columns = corners[:, :1] + along, corners[:, 1:] + along
+    batch = torch.arange(images.shape[0], device=images.device)
+    pixels = images.permute(0, 2, 3, 1)  # channels last, as the loader lays images out: no copy
+    cut = pixels[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return cut.permute(0, 3, 1, 2)
+
+
+class Policy(nn.Module):
+    """Says where to look next, from the map of the last glance and its own state.
+
+    No gradient reaches the map.
+
+    Args:
+        channels: of the map.
+        side: of the map.
+    """
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, POLICY_CHANNELS, 1)
+        self.cell = nn.GRUCell(POLICY_CHANNELS * side**2, POLICY_WIDTH)
+        self.place = nn.Linear(POLICY_WIDTH, 2)
+
+    def forward(self, map: Tensor, state: Tensor) -> tuple[Places, Tensor]:
+        """The mean place, and the next state."""
+        state = self.cell(self.reduce(map.detach()).relu().flatten(1), state)
+        return self.place(state).sigmoid(), state
+
+
+class _Glance(nn.Module):
+    """The end of a glance: a cell that joins its features with the earlier ones, and a head of its own.
+
+    extras: "own" are logits from this glance alone, for training.
+    """
+
+    def __init__(self, encoder: nn.Module, own: nn.Module, cell: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.own, self.cell = encoder, own, cell
+
+    def joined(
+        self, view: Tensor, image: Tensor, state: Tensor, seen: Tensor, extras: Sequence[str],
+        more: dict[str, Tensor],
+    ) -> Any:  # fmt: skip
+        """What this glance hands on, and the extras if any are asked for."""
+        map = self.encoder(view)
+        features = map.mean((2, 3))
+        value = image, map, state, self.cell(features, seen)
+        if not extras:
+            return value
+        return value, {"own": self.own(features), **more}
+
+
+class FirstGlance(_Glance):
+    """The whole image, scaled down to `side` pixels.
+
+    Args:
+        encoder: images to maps.
+        own: features to logits.
+        cell: joins features with what earlier glances have seen.
+    """
+
+    def __init__(self, side: int, encoder: nn.Module, own: nn.Module, cell: nn.GRUCell) -> None:
+        super().__init__(encoder, own, cell)
+        self.side, self.width = side, cell.hidden_size
+
+    def forward(self, images: Images, extras: Sequence[str] = ()) -> Any:
+        """Images to `Seen`, and the extras if any are asked for."""
+        view = F.avg_pool2d(images, images.shape[2] // self.side)
+        state, seen = (images.new_zeros(images.shape[0], n) for n in (POLICY_WIDTH, self.width))
+        return self.joined(view, images, state, seen, extras, {})
+
+
+class NextGlance(_Glance):
+    """A crop of `side` pixels, where the policy looks.
+
+    extras: "mean" is the policy's place, and "place" the one looked at.
+
+    Args:
+        index: of this glance among those that the policy places.
+        policy: all glances have the same; so have they encoder, own and cell.
+    """
+
+    def __init__(
+        self, index: int, side: int, encoder: nn.Module, own: nn.Module, cell: nn.Module, policy: Policy
+    ) -> None:
+        super().__init__(encoder, own, cell)
+        self.index, self.side, self.policy = index, side, policy
+
+    def forward(
+        self, value: Seen, places: Tensor | None = None, shift: Tensor | None = None,
+        extras: Sequence[str] = (),
+    ) -> Any:  # fmt: skip
+        """`Seen` to `Seen`, and the extras if any are asked for.
+
+        Args:
+            places: (batch, glances, 2); looked at in place of the policy's.
+            shift: (batch, glances, 2); added to the policy's places, which are then cut to [0, 1].
+        """
+        image, map, state, seen = value
+        mean, state = self.policy(map, state)
+        place = mean if places is None else places[:, self.index]
+        if shift is not None:
+            place = mean.detach() + shift[:, self.index]
+        view = crops(image, place, self.side)
+        return self.joined(view, image, state, seen, extras, {"mean": mean, "place": place})
+
+
+class Conclusion(nn.Module):
+    """Logits from what all glances have seen."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, value: Seen) -> Float[Tensor, "batch classes"]:
+        """`Seen` to logits."""
+        return self.fc(value[-1])
+
+
+def policy_of(module: nn.Module) -> Policy:
+    """The policy of a network that glances; ValueError for another network, or one of one glance."""
+    found = [inner for inner in module.modules() if isinstance(inner, Policy)]
+    if not found:
+        raise ValueError('this network places no glances: build "glance-resnet20/4" or the like')
+    return found[0]
+
+
+def glance_count(module: nn.Module) -> int:
+    """The number of glances that the policy of a network places."""
+    return sum(isinstance(inner, NextGlance) for inner in module.modules())
+
+
+def places_at(
+    module: nn.Module, where: Where, images: Images, draw: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """The constants of a batch that place its glances; none where the policy does.
+
+    Args:
+        draw: draws random places; by default torch's global generator.
+    """
+    if where == "policy":
+        return {}
+    places = torch.rand(len(images), glance_count(module), 2, generator=draw)
+    if where == "centre":
+        places.fill_(0.5)
+    return {"places": places.to(images)}

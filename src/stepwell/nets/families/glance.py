@@ -1,0 +1,112 @@
+"""Networks that glance at an image by the name `glance-RESNET/GLANCES` (`glance-resnet20/4`).
+
+Every number of glances is a depth: "1" has seen the image scaled down, "3" two crops more.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from stepwell.nets.decisions.glances import Conclusion, FirstGlance, NextGlance, Policy
+from stepwell.nets.families.builder import Builder
+from stepwell.types import Images
+
+PREFIX = "glance-"
+#: Glances of a network, at most.
+MOST = 16
+
+
+class GlanceNet(nn.Module):
+    """Images (batch, 3, size, size) to logits, by glances of `side` pixels.
+
+    The first glance has an encoder of its own, the others share one (as in the paper).
+
+    Args:
+        make: makes an encoder, a ResNet with a classifier.
+        glances: number of glances, of which the first sees the whole image.
+        image_size: pixels of an image.
+        side: pixels of a glance, a divisor of `image_size`; by default the one nearest to a third.
+
+    Raises:
+        ValueError: `side` is no such divisor.
+    """
+
+    def __init__(
+        self, make: Callable[..., nn.Module], glances: int, *, num_classes: int = 10,
+        image_size: int = 96, side: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        side = usual_side(image_size) if side is None else side
+        check_side(side, image_size)
+        first, later = feature_maps(make()), feature_maps(make())
+        with torch.no_grad():
+            map = first.eval()(torch.zeros(1, 3, side, side))
+        first.train()
+        width = map.shape[1]
+        cell = nn.GRUCell(width, width)
+        blocks: list[nn.Module] = [FirstGlance(side, first, nn.Linear(width, num_classes), cell)]
+        own = nn.Linear(width, num_classes)
+        policy = Policy(width, map.shape[2])
+        blocks += [NextGlance(i, side, later, own, cell, policy) for i in range(glances - 1)]
+        self.glances = nn.ModuleList(blocks)
+        self.conclusion = Conclusion(width, num_classes)
+
+    def forward(self, images: Images) -> Tensor:
+        """Logits after all glances."""
+        value = images
+        for glance in self.glances:
+            value = glance(value)
+        return self.conclusion(value)
+
+
+def feature_maps(resnet: nn.Module) -> nn.Sequential:
+    """The layers of a ResNet before its pooling."""
+    layers = [(n, child) for n, child in resnet.named_children() if n not in ("avgpool", "fc")]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def usual_side(size: int) -> int:
+    """The divisor of an image's size that is nearest to a third of it.
+
+    >>> usual_side(96), usual_side(224)
+    (32, 56)
+    """
+    return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: abs(3 * d - size))
+
+
+def check_side(side: int, size: int) -> None:
+    """Raise ValueError for glances that do not fit an image."""
+    if side > size:
+        raise ValueError(f"glances of {side} pixels are larger than the images, which have {size}")
+    if side < 1 or size % side:
+        fit = ", ".join(str(d) for d in range(8, size + 1) if size % d == 0)
+        raise ValueError(f"glances of {side} pixels do not divide images of {size}: take {fit}")
+
+
+def is_glance(name: str) -> bool:
+    """Check whether a name is that of a network that glances, such as "glance-resnet20/4"."""
+    return name.startswith(PREFIX + "resnet") and "/" in name
+
+
+def glance_builder(name: str, encoders: Callable[[str], Builder]) -> Builder:
+    """The builder of a network that glances; ValueError for a number of glances that cannot be.
+
+    Args:
+        encoders: gives the builder of an encoder by name.
+    """
+    encoder, _, number = name.removeprefix(PREFIX).partition("/")
+    count = int(number) if number.isdecimal() else 0
+    if not 1 < count <= MOST:
+        raise ValueError(
+            f"no network {name!r}: say how many glances, 2 to {MOST}, such as {PREFIX}{encoder}/4"
+        )
+    builder = encoders(encoder)
+    make = partial(builder.make, **({"stem": "small"} if builder.stems else {}))
+    family = {str(i): (i,) for i in range(1, count + 1)}
+    return Builder(
+        partial(GlanceNet, make, count), ("glances",), str(count), family, size=96,
+        size_argument="image_size",
+    )  # fmt: skip

@@ -1,0 +1,90 @@
+"""The page's section about where a network looks."""
+
+from collections.abc import Mapping
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwell.report.figures import OKABE_ITO, Figure, picture, svg
+from stepwell.report.markup import as_percent, figure, table
+from stepwell.report.run_record import RunRecord, as_mapping, number, read_arrays
+from stepwell.report.sections import grid
+
+#: Where crops may be, besides the places of the results.
+CONTROLS = {
+    "others": "places of another image", "random": "random places", "centre": "all in the middle",
+}  # fmt: skip
+#: Pictures with their glances, at most.
+SHOWN = 12
+
+
+def glances_section(run: RunRecord, colours: Mapping[str, str]) -> str:
+    """Show the accuracy after every glance, with crops here and elsewhere, and where they are."""
+    found = run.own("glance")
+    side, apart = number(found.get("side")), number(found.get("apart"))
+    if side is None or apart is None:
+        return ""
+    by = {"policy": "the policy", "random": "chance", "centre": "the middle"}
+    own = by.get(str(found.get("where")), "")
+    words = (
+        f"The first glance sees the whole image, scaled to {side:g} pixels; each later one sees a "
+        f"square of {side:g} pixels, placed by {own}. Over the images, places vary by {apart:.2f} of "
+        "the way that a square can move (random ones by 0.29)."
+    )
+    controls = {name: as_mapping(found.get(key)) for key, name in CONTROLS.items()}
+    head = ["glances", f"accuracy, placed by {own}", *controls]
+    rows = [
+        [row, as_percent(run.score(row, "accuracy")), *(as_percent(number(c.get(row))) for c in
+                                                        controls.values())]
+        for row in run.rows
+    ]  # fmt: skip
+    parts = ["<h3>Where the network looks</h3>", f"<p>{escape(words)}</p>", table(head, rows, "")]
+    if looks := found.get("looks"):
+        drawn = _looks([np.array(one, float) for one in looks])
+        parts.append(figure(drawn, "How many images have a glance's top left corner where"))
+    return "\n".join([*parts, grid(_pictures(run, int(side)))])
+
+
+def _looks(counts: list[NDArray[np.float64]]) -> str:
+    def paint(whole: Figure) -> None:
+        for i, one in enumerate(counts, start=1):
+            axes = whole.add_subplot(1, len(counts), i)
+            axes.imshow(one, cmap="Blues", vmin=0)
+            axes.set(title=f"glance {i + 1}", xticks=[], yticks=[])
+
+    return svg(1.8 * len(counts), 2.1, paint)
+
+
+def _pictures(run: RunRecord, side: int) -> list[str]:
+    """Examples with a frame around every glance, the first crop's the lightest."""
+    found = run.predictions
+    try:
+        places = read_arrays(run.path / "predictions.npz", "", ["places"])["places"]
+    except ValueError:
+        return []  # the rest of the page says what is wrong with the file
+    if found is None:
+        return []
+    cards: list[str] = []
+    for i, pixels in zip(found.image_index, found.shown, strict=True):
+        if not isinstance(pixels, str) and i < len(places) and len(cards) < SHOWN:
+            name = escape(run.class_name(int(found.labels[i])))
+            image = picture(framed(pixels, places[i], side))
+            cards.append(
+                f'<figure class="example"><img class="pixels" src="{image}" alt="{name}">'
+                f"<figcaption>{name}</figcaption></figure>"
+            )
+    return cards
+
+
+def framed(pixels: NDArray[np.uint8], places: NDArray[np.float64], side: int) -> NDArray[np.uint8]:
+    """A picture with a frame of one pixel around every crop."""
+    drawn = pixels.copy()
+    rgb = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in OKABE_ITO]
+    height, width = pixels.shape[:2]
+    for place, colour in zip(np.clip(places, 0, 1), rgb, strict=False):
+        top, left = int(place[0] * (height - side)), int(place[1] * (width - side))
+        bottom, right = top + side - 1, left + side - 1
+        drawn[[top, bottom], left : right + 1] = colour
+        drawn[top : bottom + 1, [left, right]] = colour
+    return drawn

@@ -1,0 +1,210 @@
+"""Glances: crops equal slices, a batch equals its images alone, and each part learns its own."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+import stepwell
+from nets.example_nets import lively
+from stepwell.cost import count_macs
+from stepwell.export.subnet import bytes_alone
+from stepwell.losses import class_cross_entropy
+from stepwell.measure.glances import _counts, glances_of_others, places_of
+from stepwell.methods.glance import GlancePolicy, Glances, discounted
+from stepwell.nets import build
+from stepwell.nets.decisions.glances import crops, glance_count, places_at, policy_of
+from stepwell.nets.nested.net import NestedNet
+from stepwell.nets.nested.reading import read
+from stepwell.types import Batch
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def looking(glances=3, size=24, side=8):
+    """A network whose policy looks at different places of different images."""
+    torch.manual_seed(0)
+    counts = [str(i) for i in range(1, glances)]
+    net = build(f"glance-resnet8/{glances}", counts, num_classes=4, image_size=size, side=side)
+    lively(net).eval()
+    nn.init.normal_(policy_of(net.module).place.weight, std=0.3)
+    net.mark("trained")
+    return net, torch.randn(5, 3, size, size)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_a_crop_is_a_slice(data):
+    height, width = (data.draw(st.integers(4, 12)) for _ in range(2))
+    side = data.draw(st.integers(1, 4))
+    places = torch.tensor(data.draw(st.lists(
+        st.tuples(*[st.floats(-0.5, 1.5, width=32)] * 2), min_size=1, max_size=4
+    )))  # fmt: skip
+    images = torch.rand(len(places), 3, height, width)
+    found = crops(images, places, side)
+    for image, place, crop in zip(images, places.clamp(0, 1), found, strict=True):
+        top, left = int(place[0] * (height - side)), int(place[1] * (width - side))
+        assert torch.equal(crop, image[:, top : top + side, left : left + side])
+
+
+def test_a_crop_of_the_loaders_layout_needs_no_copy():
+    images = torch.rand(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    assert crops(images, torch.rand(2, 2), 4).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_every_number_of_glances_is_a_depth_and_a_batch_equals_its_images_alone():
+    net, x = looking()
+    assert net.depths == {"1": (1,), "2": (2,), "3": (3,)}
+    with torch.no_grad():
+        exits = net.forward_all(x, extras=("place",))
+        for depth, exit in exits.items():
+            alone = torch.cat([net(image[None], depth) for image in x])
+            assert_close(exit.logits, alone, **CLOSE)
+            assert_close(net.subnet(depth)(x), exit.logits, **CLOSE)
+        places = torch.stack(exits["3"].extras["place"], 1)
+        assert places.std(0).min() > 0.01  # they differ, so that this is worth a test
+        assert_close(net.forward_all(x, given={"places": places})["3"].logits, exits["3"].logits)
+        assert_close(places_of(net, x), places)
+    macs = [count_macs(net.subnet(d), x[:1]) for d in net.depths]
+    assert macs[2] - macs[1] == macs[1] - macs[0] > 0
+
+
+def test_shared_encoders_are_stored_once_and_loaded(tmp_path):
+    net, x = looking()
+    assert sum(p.numel() for p in net.parameters()) == sum(
+        t.numel() for n, t in net.tensors().items() if not n.endswith(("mean", "var", "tracked"))
+    )
+    file = stepwell.save(net, tmp_path / "net.safetensors")
+    assert bytes_alone(net, "3") == pytest.approx(file.stat().st_size, rel=0.05)
+    loaded = stepwell.load(file).eval()
+    first, second = loaded.module.glances[1:]
+    assert first.encoder is second.encoder
+    assert first.policy is second.policy
+    assert_close(loaded(x), net(x), rtol=0, atol=0)
+
+
+def test_joint_gradients_equal_those_of_the_sum_and_none_reaches_the_policy():
+    net, x = looking()
+    y = torch.tensor([0, 1, 2, 3, 0])
+    objective = Glances(net, where="centre", own_weight=0.5)
+    step = objective.training_step(Batch(x, y))
+    step.loss.backward()
+    found = {name: p.grad for name, p in net.named_parameters()}
+    net.zero_grad()
+    exits = net.forward_all(x, given=places_at(net.module, "centre", x), extras=("own",))
+    loss = sum(
+        class_cross_entropy(e.logits, y) + 0.5 * class_cross_entropy(e.extras["own"][-1], y)
+        for e in exits.values()
+    )
+    (loss / 3).backward()
+    for name, p in net.named_parameters():
+        if ".policy." in name:
+            assert found[name] is None, name
+        else:
+            assert_close(found[name], p.grad, msg=name, **CLOSE)
+
+
+def test_the_policys_gradient_is_that_of_a_naive_formula():
+    net, x = looking()
+    y = torch.tensor([0, 1, 2, 3, 0])
+    objective = GlancePolicy(net, discount=0.5, spread=0.2).train()
+    torch.manual_seed(3)
+    step = objective.training_step(Batch(x, y))
+    step.loss.backward()
+    policy = policy_of(net.module)
+    found = [p.grad.clone() for p in policy.parameters()]
+    assert all(p.grad is None for n, p in net.named_parameters() if ".policy." not in n)
+    policy.zero_grad()
+
+    torch.manual_seed(3)
+    shift = 0.2 * torch.randn(5, 2, 2)
+    exits = net.forward_all(x, given={"shift": shift}, extras=("mean", "place"))
+    right = [e.logits.softmax(1)[torch.arange(5), y] for e in exits.values()]
+    gain = torch.stack([right[1] - right[0], right[2] - right[1]]).detach()
+    returns = torch.stack([gain[0] + 0.5 * gain[1], gain[1]])
+    returns = returns / returns.std()
+    loss = torch.zeros(())
+    for t in range(2):
+        mean = exits["3"].extras["mean"][t]
+        normal = torch.distributions.Normal(mean, 0.2)
+        log_p = normal.log_prob((mean + shift[:, t]).detach()).sum(1)
+        others = (returns[t].sum() - returns[t]) / 4
+        loss = loss - ((returns[t] - others) * log_p).mean()
+    loss.backward()
+    for p, gradient in zip(policy.parameters(), found, strict=True):
+        assert_close(p.grad, gradient, **CLOSE)
+
+
+class Brightness(nn.Module):
+    """In place of a cell: a bright crop is the right class."""
+
+    def forward(self, features, seen):
+        return F.pad(8 * features[:, :1], (0, 3))
+
+
+class Last(nn.Module):
+    """In place of a conclusion: logits are what the cell gives."""
+
+    def forward(self, value):
+        return value[-1]
+
+
+def test_a_policy_learns_to_look_where_the_reward_is():
+    net, _ = looking(glances=2)
+    bright = torch.arange(64) % 2  # the left or the right edge
+    x = torch.zeros(64, 3, 24, 24)
+    x[bright == 0, :, :, :8] = 1
+    x[bright == 1, :, :, 16:] = 1
+    policy_of(net.module).place.reset_parameters()  # it begins near the middle
+    first, second = net.module.glances
+    first.cell = second.cell = Brightness()
+    first.own = second.own = nn.Identity()
+    second.encoder, net.module.conclusion = nn.AvgPool2d(4), Last()
+    net = NestedNet(net.module, read(net.module, ("glances",)), {"1": (1,)}, "2")
+    objective = GlancePolicy(net, spread=0.2)
+    optimizer = torch.optim.Adam(policy_of(net.module).parameters(), 3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        objective.training_step(Batch(x, torch.zeros(64, dtype=torch.long))).loss.backward()
+        optimizer.step()
+    left = places_of(net, x)[:, 0, 1]
+    assert left[bright == 0].mean() < 0.3
+    assert left[bright == 1].mean() > 0.7
+
+
+def test_places_of_others_and_counts():
+    net, x = looking()
+    with torch.no_grad():
+        own, others = net.logits_by_depth(x), glances_of_others(net)(x)
+    assert_close(own["1"], others["1"])  # the first glance sees the whole image
+    assert not torch.allclose(own["3"], others["3"])
+    counts = _counts(torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.99]]))
+    assert (counts[0][0], counts[7][7], counts[0][7]) == (1, 1, 1)
+    assert discounted(torch.tensor([[1.0], [2.0], [4.0]]), 0.5).flatten().tolist() == [3.0, 4.0, 4.0]
+
+
+@pytest.mark.parametrize(("name", "arguments", "words"), [
+    ("glance-resnet8/1", {}, "say how many glances, 2 to 16"),
+    ("glance-resnet8/x", {}, "say how many glances, 2 to 16"),
+    ("glance-resnet8/17", {}, "say how many glances, 2 to 16"),
+    ("glance-resnet9/3", {}, "no network 'resnet9'"),
+    ("glance-resnet8/3", {"image_size": 24, "side": 32}, "are larger than the images, which have 24"),
+    ("glance-resnet8/3", {"image_size": 24, "side": 9}, "do not divide images of 24: take 8, 12, 24"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(name, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        build(name, **arguments)
+
+
+def test_other_networks_place_no_glances(untyped):
+    with pytest.raises(ValueError, match="this network places no glances"):
+        Glances(build("resnet8"))
+    net, _ = looking()
+    with pytest.raises(ValueError, match="where 'x': take policy, random, centre"):
+        Glances(net, where="x")
+    with pytest.raises(ValueError, match="spread"):
+        GlancePolicy(net, spread=0.0)
+    assert glance_count(net.module) == 2

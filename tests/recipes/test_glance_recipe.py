@@ -1,0 +1,93 @@
+"""The recipe of glances: its run, what every command does with it, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+import stepwell
+from stepwell import cli
+from stepwell.nets.decisions.glances import policy_of
+from stepwell.recipes import train
+from stepwell.report.glances import framed
+from stepwell.training import Loop
+
+pytestmark = pytest.mark.usefixtures("quick")
+FEW = {
+    "data": "digits", "net": "resnet8", "part": "1/6", "size": 16, "glances": 3, "glance_size": 8,
+    "epochs": 1, "loop": Loop(device="cpu"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(quick, tmp_path_factory):
+    out = tmp_path_factory.mktemp("glance") / "run"
+    return out, train("glance", out=out, **FEW)
+
+
+def test_a_run_has_every_glance_its_controls_and_a_cascade(trained):
+    out, results = trained
+    assert (results["kind"], list(results["costs"])) == ("classifier", ["1", "2", "3"])
+    found = results["glance"]
+    assert (found["side"], found["where"]) == (8, "policy")
+    for control in ("others", "random", "centre"):
+        assert found[control].keys() == {"1", "2", "3"}
+        assert found[control]["1"] == results["test"]["1/accuracy"]  # it sees the whole image
+    assert [sum(map(sum, looks)) for looks in found["looks"]] == [results["examples"]] * 2
+    places = np.load(out / "predictions.npz")["places"]
+    assert places.shape == (results["examples"], 2, 2)
+    assert {*results["cascade"]["validation"]["depths"]} <= {"1", "2", "3"}
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["phase"] for line in lines] == ["random", "policy", "tune"]
+    assert train("glance", out=out, **FEW) == results
+
+
+def test_a_network_without_the_policy_leaves_it_as_it_was(trained, tmp_path):
+    results = train("glance", out=tmp_path / "r", where="random", **FEW)
+    assert results["glance"]["where"] == "random"
+    assert "cascade" not in results
+    assert "places" not in np.load(tmp_path / "r" / "predictions.npz")
+    policies = [policy_of(stepwell.load(run).module) for run in (trained[0], tmp_path / "r")]
+    first, second = (next(policy.parameters()) for policy in policies)
+    assert (first != second).any()  # equal seeds: only the phase of the policy differs
+
+
+def test_every_command_takes_the_run(trained, tmp_path, capsys, image_folder):
+    out, results = trained
+    pictures = image_folder(("a",), 3, (16, 16))
+    cli.main(["eval", str(out), "--json"])
+    assert json.loads(capsys.readouterr().out)["test"] == results["test"]
+    cli.main(["predict", str(out), str(pictures), "--cascade", "--json"])
+    assert {p["depth"] for p in json.loads(capsys.readouterr().out)} <= {"1", "2", "3"}
+    cli.main(["export", str(out), "--depth", "3", "--out", str(tmp_path / "e"), "--json"])
+    (row,) = json.loads(capsys.readouterr().out)["files"]
+    assert (row["depth"], row["parity"]["same_class"]) == ("3", 1.0)
+    cli.main(["report", str(out)])
+    page = (out / "report.html").read_text()
+    assert "Where the network looks" in page
+    assert "sees a square of 8 pixels, placed by the policy" in page
+
+
+def test_a_frame_is_around_the_crop():
+    pixels = np.zeros((12, 12, 3), np.uint8)
+    drawn = framed(pixels, np.array([[1.0, 0.5]]), 4).any(2)
+    assert drawn.sum() == 12
+    assert drawn[8, 4:8].all()
+    assert drawn[11, 4:8].all()
+    assert drawn[8:12, [4, 7]].all()
+
+
+def test_what_cannot_be_is_refused(tmp_path, capsys):
+    for flags, message in (
+        (["--net", "vgg13_bn"], "the encoder of glances is a ResNet"),
+        (["--glances", "1"], "--glances 1: must be 2 or more"),
+        (["--glances", "17"], "say how many glances, 2 to 16"),
+        (["--glance-size", "9"], "glances of 9 pixels are larger than the images, which have 8"),
+        (["--glance-size", "3"], "glances of 3 pixels do not divide images of 8: take 8"),
+        (["--spread", "0"], "--spread 0"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["train", "glance", "--data", "digits", "--out", str(tmp_path / "x"), *flags])
+        assert stop.value.code == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "x").exists()
