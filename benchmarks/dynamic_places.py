@@ -27,6 +27,7 @@ from stepwell.export.onnx import export_onnx
 from stepwell.measure.sequences import EveryToken, sequence_macs
 from stepwell.measure.skipping import break_even_of
 from stepwell.nets.decisions.estimators import Draw
+from stepwell.nets.decisions.glances import crops
 from stepwell.nets.decisions.pixels import Masked, MaskedBasicBlock, MaskedBottleneck
 from stepwell.nets.decisions.sequences import skip_cell
 from stepwell.nets.files.onnx import session
@@ -84,6 +85,21 @@ def pixels(name: str, batch: int) -> dict[str, Any]:
     return {"shares": found, "break-even": share}
 
 
+def glances(size: int, batch: int) -> dict[str, Any]:
+    """Four glances of a third of an image, over all four: shares of the images leave after each.
+
+    "crops" is the time of cutting them out, over that of one glance.
+    """
+    net = build("glance-resnet8/4", ["1", "2", "3"], image_size=size).eval()
+    net.mark("trained")
+    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last)
+    places, side = torch.rand(batch, 2, generator=torch.Generator().manual_seed(1)), size // 3
+    runs = {"crops": partial(crops, x, places, side), "glance": partial(net, x, "1")}
+    cutting = ratio(side_by_side(runs, rounds=ROUNDS, **CLOCK), "crops", "glance")
+    return {"crops": cutting, **cascades(net, x, [0.0, 0.3, 0.5], rounds=ROUNDS, **CLOCK)}
+
+
 def exits_on_texts(tokens: int, batch: int) -> dict[str, Any]:
     """An encoder of MiniLM's shape with an exit behind each layer, over the encoder without exits."""
     net = build(f"bert/{LAYERS}", config=CONFIG, num_classes=2).eval()
@@ -136,6 +152,7 @@ def measure() -> dict[str, Any]:
     torch.manual_seed(0)
     found = {f"pixels, {name}, batch {batch}": pixels(name, batch)
              for name in CASES for batch in (8, 1)}  # fmt: skip
+    found |= {f"glances, 96 pixels, batch {batch}": glances(96, batch) for batch in (64, 1)}
     found |= {
         f"exits of an encoder, 32 tokens, batch {batch}": exits_on_texts(32, batch) for batch in (32, 1)
     }
