@@ -92,6 +92,7 @@ def glances(size: int, batch: int) -> dict[str, Any]:
     """
     net = build("glance-resnet8/4", ["1", "2", "3"], image_size=size).eval()
     net.mark("trained")
+    net.card = Card(size=size)
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last)
     places, side = torch.rand(batch, 2, generator=torch.Generator().manual_seed(1)), size // 3

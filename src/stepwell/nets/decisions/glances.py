@@ -98,7 +98,10 @@ class FirstGlance(_Glance):
 
     def forward(self, images: Images, extras: Sequence[str] = ()) -> Any:
         """Images to `Seen`, and the extras if any are asked for."""
-        view = F.avg_pool2d(images, images.shape[2] // self.side)
+        size = images.shape[2]
+        if size % self.side:
+            raise ValueError(f"glances of {self.side} pixels do not divide images of {size}")
+        view = F.avg_pool2d(images, size // self.side)
         state, seen = (images.new_zeros(images.shape[0], n) for n in (POLICY_WIDTH, self.width))
         return self.joined(view, images, state, seen, extras, {})
 
