@@ -23,13 +23,14 @@ def write_scenes(images: Path, out: Path, counts: dict[str, int], seed: int = 0)
     """
     photographs = load_sample_images().images
     for part, count in counts.items():
-        for folder in sorted((images / part).iterdir()):
+        for folder in sorted(f for f in (images / part).iterdir() if f.is_dir()):
             place = out / part / folder.name
             place.mkdir(parents=True, exist_ok=True)
-            rng = np.random.default_rng([seed, len(part), *folder.name.encode()])
+            rng = np.random.default_rng([seed, *f"{part}/{folder.name}".encode()])
             files = sorted(folder.iterdir())
             for i in rng.permutation(len(files))[:count]:
-                scene = scene_of(Image.open(files[i]), photographs, part == "train", rng)
+                with Image.open(files[i]) as picture:
+                    scene = scene_of(picture, photographs, part == "train", rng)
                 scene.save(place / f"{files[i].stem}.png")
 
 
@@ -49,4 +50,6 @@ def scene_of(
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("python -m benchmarks.scenes IMAGES OUT")
     write_scenes(Path(sys.argv[1]), Path(sys.argv[2]), COUNTS)

@@ -43,7 +43,6 @@ NETWORKS = {
     "vit_b_16": "torchvision's vision transformer of 12 blocks; holds 1, 2, ..., 11",
     "vit6": "a vision transformer of 6 blocks and 96 channels for about 32 pixels; holds 1, 2, ..., 5",
     "FOLDER": "for texts: a BERT, RoBERTa or DistilBERT of Hugging Face's; 6 layers hold 1, 2, ..., 5",
-    "glance-NAME/N": "a ResNet that looks N times, first at the whole image; holds 1, 2, ...",
     "timm/NAME": "a timm model with stages; a ViT or DeiT of 12 blocks holds 1, 2, ..., 11",
     "adder/NAME": "one of these networks, with convolutions that only add (AdderNet)",
 }

@@ -42,10 +42,12 @@ def test_what_predicts_is_served_and_what_does_not_says_so(tmp_path):
 
 
 def test_an_image_is_small_by_its_bytes_and_by_the_size_in_its_header():
-    assert is_small(encoded(photo(200, 100)))
-    assert not is_small(encoded(Image.new("1", (3000, 3000))))  # of few bytes
-    assert not is_small(encoded(photo(250, 250), "BMP"))  # of many
-    assert is_small(b"no image")
+    assert is_small(encoded(photo(200, 100)), 32)
+    assert is_small(encoded(Image.new("RGB", (200, 150))), 224)
+    assert not is_small(encoded(Image.new("1", (3000, 3000))), 32)  # of few bytes
+    assert not is_small(encoded(Image.new("1", (1200, 1))), 224)  # becomes 224 × 268,800
+    assert not is_small(encoded(photo(250, 250), "BMP"), 32)  # of many bytes
+    assert is_small(b"no image", 32)
 
 
 def test_an_image_gets_the_answer_of_predict_at_every_depth(tmp_path):

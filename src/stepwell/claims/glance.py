@@ -11,9 +11,9 @@ alike; random places; the first correct glance (an oracle).
 
 from typing import Any
 
-from stepwell.claims.exits import of_cascade
+from stepwell.claims.exits import of_cascade, ratio
 from stepwell.claims.kit.figure import Axis, Plot, Point
-from stepwell.claims.kit.measures import ACCURACY, correct, more, times
+from stepwell.claims.kit.measures import ACCURACY, accuracy, correct, more, times
 from stepwell.claims.kit.study import Arm, Measure, Question, Study, image_fingerprint
 
 GLANCES, EARLY, NET = "4", "3", "resnet8"
@@ -46,12 +46,6 @@ def control(name: str, count: str = GLANCES) -> Measure:
     return lambda results: 100 * float(results[POLICY]["glance"][name][count])
 
 
-def speed_up(key: str) -> Measure:
-    """How many times less of a cost the cascade of glances takes than all of them."""
-    full, own = of_cascade(f"full_{key}", POLICY), of_cascade(key, POLICY)
-    return lambda results: full(results) / own(results)
-
-
 #: Named before the runs: to choose where to look pays against random looks, the choice fits the image,
 #: and looking beats a static network of the cost.
 PRIMARY = ("better-than-random", "better-than-chance", "better-than-static")
@@ -70,9 +64,11 @@ CLAIMS = [
           {"cascade": of_cascade("macs", POLICY), "all glances": of_cascade("full_macs", POLICY)}, 0.75,
           below=True),
     times("saves/ms", "One by one, its speed-up is at least 0.9 of that by MACs", "not asked", "×",
-          {"by the clock": speed_up("ms"), "by MACs": speed_up("macs")}, 0.9),
+          {"by the clock": ratio("full_ms", "ms", POLICY),
+           "by MACs": ratio("full_macs", "macs", POLICY)}, 0.9),
     more("glances", "Later glances help: four are more than 1 point above two", "more with each",
-         correct(POLICY, GLANCES), correct(POLICY, "2"), 1.0, ACCURACY),
+         ("four glances", accuracy(POLICY, GLANCES)), ("two glances", accuracy(POLICY, "2")), 1.0,
+         ACCURACY),
     more("centre", "A policy is above crops in the middle", "not asked", correct(POLICY, GLANCES),
          correct(CENTRE, GLANCES), 0.0, ACCURACY),
     more("own/random", "On the policy's network, its places are above random ones", "not asked",

@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Open files and connections to ask the system for.
 FILES = 16_384
+#: Seconds until Python's lock goes to another thread that waits for it. The network's thread asks for
+#: it after every operation of torch, and with Python's usual 5 ms it waits for bursts of requests.
+SWITCH = 0.0005
 #: Connections that wait until they are taken.
 BACKLOG = 2048
 
@@ -142,6 +146,7 @@ def application(
     from stepwell.serve.engine import Engine
 
     Image.MAX_IMAGE_PIXELS = settings.max_pixels
+    sys.setswitchinterval(SWITCH)
     served = network.do("serve", engine=settings.engine, cascade=settings.cascade)
     say(f"measuring the {served.row}s of {settings.run}")
     engine = Engine(
@@ -154,7 +159,7 @@ def application(
 
 def replica(settings: Settings) -> "FastAPI":
     """The application of a replica in Ray."""
-    keep_freed_memory()
+    keep_freed_memory()  # as the command line does
     return application(settings)[1]
 
 

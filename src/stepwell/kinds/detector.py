@@ -168,7 +168,10 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
 
     side = -(-card.size // 32) * 32
     example = torch.zeros(side, side, 3, dtype=torch.uint8).numpy(), (side, side)
-    return Served(rows, net.full, read, run, example, card.costs, quick=is_small)
+    return Served(
+        rows, net.full, read, run, example, card.costs,
+        quick=lambda content: is_small(content, card.size),
+    )  # fmt: skip
 
 
 def _readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:

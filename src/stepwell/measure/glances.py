@@ -1,6 +1,6 @@
 """Networks that glance: accuracy after every glance, and where they look."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,19 +10,19 @@ from torch import Tensor
 from stepwell.data import Batches
 from stepwell.evaluation import evaluate, gather_logits
 from stepwell.measure.depths import cost_table, results_of, tally_of
-from stepwell.nets.decisions.glances import Where, glance_count, places_at
+from stepwell.nets.decisions.glances import Where, places_at, side_of
 from stepwell.nets.nested.net import NestedNet
 from stepwell.types import Labels, Logits
 
 #: Key in the results.
 KEY = "glance"
+#: Of every glance that is placed, at every image.
+Places = Float[Tensor, "n glances 2"]
 #: Rows and columns of the counts of places.
 CELLS = 8
 
-Predict = Callable[[Tensor], dict[str, Logits]]
 
-
-def glances_at(net: NestedNet, where: Where, seed: int = 0) -> Predict:
+def glances_at(net: NestedNet, where: Where, seed: int = 0) -> Callable[[Tensor], dict[str, Logits]]:
     """A function from images to logits by number of glances, at places by `where`.
 
     Random places are equal for equal images in equal order.
@@ -36,29 +36,9 @@ def glances_at(net: NestedNet, where: Where, seed: int = 0) -> Predict:
     return logits
 
 
-def glances_of_others(net: NestedNet, seed: int = 0) -> Predict:
-    """As `glances_at`, at the policy's places of another image of the batch, drawn at random."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def logits(images: Tensor) -> dict[str, Logits]:
-        images = images.to(next(net.parameters()).device)
-        other = torch.randperm(len(images), generator=draw).roll(1)
-        places = places_of(net, images)[other.to(images.device)]
-        return net.logits_by_depth(images, given={"places": places})
-
-    return logits
-
-
-@torch.inference_mode()
-def places_of(net: NestedNet, images: Tensor) -> Float[Tensor, "batch glances 2"]:
-    """The places that the policy chooses for a batch."""
-    exit = net.forward_all(images, [net.full], extras=("place",))[net.full]
-    return torch.stack(exit.extras["place"], 1)
-
-
 def measure_glances(
     net: NestedNet, test: Batches, where: Where = "policy"
-) -> tuple[dict[str, Any], dict[str, Logits], Labels, Float[Tensor, "n glances 2"]]:
+) -> tuple[dict[str, Any], dict[str, Logits], Labels, Places | None]:
     """Measure every number of glances on test images; the network is on the CPU afterwards.
 
     Args:
@@ -66,40 +46,71 @@ def measure_glances(
 
     Returns:
         Results as a run's results.json has them, the logits by number of glances, the labels, and the
-        policy's places. The results have under "glance": "side", pixels of a glance; by control
-        ("others": the places of another image; "random", "centre") the accuracies by number of glances;
-        "looks", for each glance how many images have its corner in each cell of a grid, rows from the
-        top; and "apart", the standard deviation of the places over the images.
+        policy's places. The results have under "glance": "side", pixels of a glance. If the policy
+        places the glances, too: by control ("others": the places of another image, drawn at random;
+        "random", "centre") the accuracies by number of glances; "looks", for each glance how many
+        images have its corner in each cell of a grid, rows from the top; and "apart", the standard
+        deviation of the places over the images.
     """
     net.eval()
-    logits, labels = gather_logits(glances_at(net, where), test)
-    others = {"others": glances_of_others(net)}
-    others |= {name: glances_at(net, name) for name in ("random", "centre")}
-    controls = {name: _accuracies(predict, test) for name, predict in others.items()}
-    places = torch.cat([*_places(net, test)])
-    looks = [_counts(places[:, i]) for i in range(glance_count(net.module))]
+    glance: dict[str, Any] = {"where": where, "side": side_of(net.module)}
+    places = None
+    if where == "policy":
+        logits, labels, places = looked_at(net, test)
+        glance["others"] = _accuracies(at_places_of_others(net, places), test)
+        controls: tuple[Where, ...] = ("random", "centre")
+        glance |= {name: _accuracies(glances_at(net, name), test) for name in controls}
+        glance["looks"] = [counts(places[:, i]) for i in range(places.shape[1])]
+        glance["apart"] = places.std(0).mean().item() if len(places) > 1 else 0.0
+    else:
+        logits, labels = gather_logits(glances_at(net, where), test)
     costs = cost_table(net.cpu(), net.card.size)
     results = results_of(tally_of("classifier").add(logits, labels), net.card.classes, costs)
-    side = next(m.side for m in net.module.modules() if hasattr(m, "side"))
-    apart = places.std(0).mean().item() if len(places) > 1 else 0.0
-    results[KEY] = {"side": side, "where": where, **controls, "looks": looks, "apart": apart}
-    return results, logits, labels, places
+    return results | {KEY: glance}, logits, labels, places
 
 
-def _accuracies(predict: Predict, test: Batches) -> dict[str, float]:
+def looked_at(net: NestedNet, test: Batches) -> tuple[dict[str, Logits], Labels, Places]:
+    """The logits by number of glances, the labels, and where the policy looked."""
+    found: list[Tensor] = []
+
+    def logits(images: Tensor) -> dict[str, Logits]:
+        exits = net.forward_all(images.to(next(net.parameters()).device), extras=("place",))
+        found.append(torch.stack(exits[net.full].extras["place"], 1).float().cpu())
+        return {count: exit.logits for count, exit in exits.items()}
+
+    return *gather_logits(logits, test), torch.cat(found)
+
+
+def at_places_of_others(
+    net: NestedNet, places: Places, seed: int = 0
+) -> Callable[[Tensor], dict[str, Logits]]:
+    """A function as of `glances_at`, for images in the order of `places`: each has another one's.
+
+    The images stand in a random circle, and each has the places of the one before it.
+    """
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+    others = torch.empty_like(places)
+    others[order] = places[order.roll(1)]
+    done = 0
+
+    def logits(images: Tensor) -> dict[str, Logits]:
+        nonlocal done
+        images = images.to(next(net.parameters()).device)
+        given = others[done : done + len(images)].to(images)
+        done += len(images)
+        return net.logits_by_depth(images, given={"places": given})
+
+    return logits
+
+
+def _accuracies(predict: Callable[[Tensor], dict[str, Logits]], test: Batches) -> dict[str, float]:
     measured = evaluate(predict, test)
     return {n.removesuffix("/accuracy"): v for n, v in measured.items() if n.endswith("/accuracy")}
 
 
-def _places(net: NestedNet, test: Batches) -> Iterator[Tensor]:
-    device = next(net.parameters()).device
-    for images, _ in test:
-        yield places_of(net, images.to(device)).float().cpu()
-
-
-def _counts(places: Float[Tensor, "n 2"]) -> list[list[int]]:
+def counts(places: Float[Tensor, "n 2"]) -> list[list[int]]:
+    """How many places lie in each of `CELLS` × `CELLS` cells, rows from the top."""
     cells = (places.clamp(0, 1) * CELLS).long().clamp(max=CELLS - 1)
-    counts = torch.zeros(CELLS, CELLS, dtype=torch.long)
-    counts.index_put_((cells[:, 0], cells[:, 1]), torch.ones(len(cells), dtype=torch.long), True)
-    found: list[list[int]] = counts.tolist()
-    return found
+    table = torch.bincount(cells[:, 0] * CELLS + cells[:, 1], minlength=CELLS**2)
+    rows: list[list[int]] = table.view(CELLS, CELLS).tolist()
+    return rows

@@ -12,6 +12,7 @@ from typing import get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from stepwell.losses import class_cross_entropy, reinforce_loss
 from stepwell.methods.objective import Objective
@@ -69,7 +70,8 @@ class GlancePolicy(Objective):
     """Train the policy of a network alone, by what each glance adds.
 
     Glance t looks at a place a_t, drawn from a Gaussian around the policy's. Its reward is
-    r_t = p_t(label) - p_{t-1}(label), with the probability p_t after glance t, and its return
+    r_t = p_t(label) - p_{t-1}(label), with the probability p_t after glance t (of mixed labels, the
+    mean over their shares), and its return
     R_t = Σ_k γ^k r_{t+k}. The returns of a batch are divided by their standard deviation, and
     L = `reinforce_loss`(log p(a_t), R_t).
 
@@ -102,14 +104,13 @@ class GlancePolicy(Objective):
         count = glance_count(self.net.module)
         shift = self.spread * torch.randn(len(images), count, 2).to(images)
         exits = self.net.forward_all(images, given={"shift": shift}, extras=("mean", "place"))
+        *_, last = exits.values()
         with torch.no_grad():
-            right = [
-                exit.logits.float().softmax(1)[range(len(labels)), labels] for exit in exits.values()
-            ]
+            shares = labels if labels.dim() == 2 else F.one_hot(labels, last.logits.shape[1])
+            right = [(exit.logits.float().softmax(1) * shares).sum(1) for exit in exits.values()]
             rewards = torch.stack(right).diff(dim=0)  # (glances, batch)
             returns = discounted(rewards, self.discount)
             returns = returns / (returns.std() + 1e-8)
-        *_, last = exits.values()
         mean, place = (torch.stack(last.extras[name]).float() for name in ("mean", "place"))
         # of a Gaussian, without what does not depend on the mean
         log_p = -(((place.detach() - mean) / self.spread) ** 2).sum(2) / 2

@@ -12,7 +12,6 @@ from stepwell.nets.adders.converting import to_adder
 from stepwell.nets.families import cnc, convnext, densenet, mobilenet, msdnet, resnet, vgg, vit
 from stepwell.nets.families.builder import Builder
 from stepwell.nets.families.encoders import encoder_builder, is_encoder
-from stepwell.nets.families.glance import PREFIX as GLANCE
 from stepwell.nets.families.glance import glance_builder, is_glance
 from stepwell.nets.families.recurrent import is_recurrent, recurrent_builder
 from stepwell.nets.families.timm_models import PREFIX, check_depths, timm_builder
@@ -209,7 +208,7 @@ def usual_depths(name: str, stages: Sequence[str] = ()) -> tuple[str, ...]:
 def is_network(name: str) -> bool:
     """Check whether a text is a network's name, of those that images take."""
     name = name.removeprefix(ADDER)
-    return name in BUILDERS or name.startswith((PREFIX, GLANCE))
+    return name in BUILDERS or name.startswith(PREFIX)
 
 
 def refuse_adders(name: str, what: str) -> None:

@@ -84,10 +84,10 @@ def glance(
     if not net.startswith("resnet"):
         raise ValueError(f"--net {net}: the encoder of glances is a ResNet (resnet20)")
     torch.manual_seed(training.seed)
-    splits = classification.read_splits(data, out, images, net)
+    name = f"{PREFIX}{net}/{looking.glances}"
+    splits = classification.read_splits(data, out, images, name)
     own: dict[str, Any] = {} if looking.glance_size is None else {"side": looking.glance_size}
     counts = [str(i) for i in range(1, looking.glances)]
-    name = f"{PREFIX}{net}/{looking.glances}"
     nested, _ = classification.start_network(splits, name, counts, **own)
     inputs = classification.prepare(splits, images, training)
     assert training.epochs is not None
@@ -121,7 +121,7 @@ def glance(
 
         def measure(net: NestedNet, test: Any) -> Measured:
             results, logits, labels, places = measure_glances(net, test, chosen)
-            more = {"places": places.numpy()} if chosen == "policy" else {}
+            more = {} if places is None else {"places": places.numpy()}
             return Measured(results, logits, labels, results["costs"], more)
 
         cascade = {"criterion": "confidence"} if chosen == "policy" else None

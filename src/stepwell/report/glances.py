@@ -1,6 +1,6 @@
 """The page's section about where a network looks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -21,26 +21,30 @@ SHOWN = 12
 
 def glances_section(run: RunRecord, colours: Mapping[str, str]) -> str:
     """Show the accuracy after every glance, with crops here and elsewhere, and where they are."""
-    found = run.own("glance")
-    side, apart = number(found.get("side")), number(found.get("apart"))
-    if side is None or apart is None:
+    own = run.own("glance")
+    side, apart = number(own.get("side")), number(own.get("apart"))
+    looks = own.get("looks")
+    if side is None:
         return ""
-    by = {"policy": "the policy", "random": "chance", "centre": "the middle"}
-    own = by.get(str(found.get("where")), "")
+    placed = {"random": "at random", "centre": "in the middle"}.get(str(own.get("where")), "")
     words = (
         f"The first glance sees the whole image, scaled to {side:g} pixels; each later one sees a "
-        f"square of {side:g} pixels, placed by {own}. Over the images, places vary by {apart:.2f} of "
-        "the way that a square can move (random ones by 0.29)."
+        f"square of {side:g} pixels, placed {placed or 'by the policy'}."
     )
-    controls = {name: as_mapping(found.get(key)) for key, name in CONTROLS.items()}
-    head = ["glances", f"accuracy, placed by {own}", *controls]
-    rows = [
-        [row, as_percent(run.score(row, "accuracy")), *(as_percent(number(c.get(row))) for c in
-                                                        controls.values())]
-        for row in run.rows
-    ]  # fmt: skip
-    parts = ["<h3>Where the network looks</h3>", f"<p>{escape(words)}</p>", table(head, rows, "")]
-    if looks := found.get("looks"):
+    if apart is not None:
+        words += (
+            f" Over the images, places vary by {apart:.2f} of the way that a square can move (random "
+            "ones by 0.29)."
+        )
+    parts = ["<h3>Where the network looks</h3>", f"<p>{escape(words)}</p>"]
+    if isinstance(looks, Sequence) and not isinstance(looks, str):
+        controls = {name: as_mapping(own.get(key)) for key, name in CONTROLS.items()}
+        rows = [
+            [row, as_percent(run.score(row, "accuracy"))]
+            + [as_percent(number(accuracies.get(row))) for accuracies in controls.values()]
+            for row in run.rows
+        ]
+        parts.append(table(["glances", "accuracy, placed by the policy", *controls], rows, ""))
         drawn = _looks([np.array(one, float) for one in looks])
         parts.append(figure(drawn, "How many images have a glance's top left corner where"))
     return "\n".join([*parts, grid(_pictures(run, int(side)))])
@@ -58,17 +62,17 @@ def _looks(counts: list[NDArray[np.float64]]) -> str:
 
 def _pictures(run: RunRecord, side: int) -> list[str]:
     """Examples with a frame around every glance, the first crop's the lightest."""
-    found = run.predictions
+    examples = run.predictions
     try:
         places = read_arrays(run.path / "predictions.npz", "", ["places"])["places"]
     except ValueError:
         return []  # the rest of the page says what is wrong with the file
-    if found is None:
+    if examples is None:
         return []
     cards: list[str] = []
-    for i, pixels in zip(found.image_index, found.shown, strict=True):
+    for i, pixels in zip(examples.image_index, examples.shown, strict=True):
         if not isinstance(pixels, str) and i < len(places) and len(cards) < SHOWN:
-            name = escape(run.class_name(int(found.labels[i])))
+            name = escape(run.class_name(int(examples.labels[i])))
             image = picture(framed(pixels, places[i], side))
             cards.append(
                 f'<figure class="example"><img class="pixels" src="{image}" alt="{name}">'

@@ -1,7 +1,6 @@
 """uvicorn, which carries the server's application."""
 
 import socket
-import sys
 from collections.abc import Callable
 
 import uvicorn
@@ -11,9 +10,6 @@ from fastapi import FastAPI
 DRAIN = 30
 #: Seconds that an idle connection is kept.
 IDLE = 30
-#: Seconds until Python's lock goes to another thread that waits for it. The network's thread asks for
-#: it after every operation of torch, and with Python's usual 5 ms it waits for bursts of requests.
-SWITCH = 0.0005
 #: Connections that may wait to be taken.
 BACKLOG = 4096
 
@@ -31,7 +27,6 @@ class _Server(uvicorn.Server):
 
 def run_server(app: FastAPI, listening: socket.socket, started: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, then answer what was accepted; calls `started` when it listens."""
-    sys.setswitchinterval(SWITCH)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, backlog=BACKLOG,
         timeout_graceful_shutdown=DRAIN, timeout_keep_alive=IDLE,

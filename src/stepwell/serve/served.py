@@ -67,4 +67,7 @@ def serve_images(
         return labelled(logits, depths, card, top)
 
     noise = np.random.default_rng(0).integers(0, 256, (card.size, card.size, 3), dtype=np.uint8)
-    return Served(tuple(rows), default, read, run, noise, about, row, quick=form.quick)
+    return Served(
+        tuple(rows), default, read, run, noise, about, row,
+        quick=lambda content: form.quick(content, card.size),
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from nets.example_nets import lively
 from stepwell.cost import count_macs
 from stepwell.export.subnet import bytes_alone
 from stepwell.losses import class_cross_entropy
-from stepwell.measure.glances import _counts, glances_of_others, places_of
+from stepwell.measure.glances import at_places_of_others, counts, looked_at
 from stepwell.methods.glance import GlancePolicy, Glances, discounted
 from stepwell.nets import build
 from stepwell.nets.decisions.glances import crops, glance_count, places_at, policy_of
@@ -67,8 +67,7 @@ def test_every_number_of_glances_is_a_depth_and_a_batch_equals_its_images_alone(
         places = torch.stack(exits["3"].extras["place"], 1)
         assert places.std(0).min() > 0.01  # they differ, so that this is worth a test
         assert_close(net.forward_all(x, given={"places": places})["3"].logits, exits["3"].logits)
-        assert_close(places_of(net, x), places)
-    macs = [count_macs(net.subnet(d), x[:1]) for d in net.depths]
+        macs = [count_macs(net.subnet(d), x[:1]) for d in net.depths]
     assert macs[2] - macs[1] == macs[1] - macs[0] > 0
 
 
@@ -170,20 +169,40 @@ def test_a_policy_learns_to_look_where_the_reward_is():
         optimizer.zero_grad()
         objective.training_step(Batch(x, torch.zeros(64, dtype=torch.long))).loss.backward()
         optimizer.step()
-    left = places_of(net, x)[:, 0, 1]
+    with torch.no_grad():
+        left = net.forward_all(x, extras=("place",))["2"].extras["place"][0][:, 1]
     assert left[bright == 0].mean() < 0.3
     assert left[bright == 1].mean() > 0.7
 
 
-def test_places_of_others_and_counts():
+def test_the_places_of_others_are_of_another_image(untyped):
     net, x = looking()
+    batches = [Batch(x[:3], torch.zeros(3).long()), Batch(x[3:], torch.zeros(2).long())]
     with torch.no_grad():
-        own, others = net.logits_by_depth(x), glances_of_others(net)(x)
-    assert_close(own["1"], others["1"])  # the first glance sees the whole image
-    assert not torch.allclose(own["3"], others["3"])
-    counts = _counts(torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.99]]))
-    assert (counts[0][0], counts[7][7], counts[0][7]) == (1, 1, 1)
+        logits, _, places = looked_at(net, batches)
+        assert_close(logits, net.logits_by_depth(x), **CLOSE)
+        alike = at_places_of_others(net, places[:1].expand_as(places).contiguous())
+        assert_close(alike(x)["3"][0], logits["3"][0], **CLOSE)  # all have its places
+        others = at_places_of_others(net, places)
+        found = torch.cat([others(batch[0])["3"] for batch in batches])
+    assert ((found - logits["3"]).abs().amax(1) > 1e-4).all()
+
+
+def test_counts_and_returns():
+    table = counts(torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.99]]))
+    assert (table[0][0], table[7][7], table[0][7]) == (1, 1, 1)
+    assert sum(map(sum, table)) == 3
     assert discounted(torch.tensor([[1.0], [2.0], [4.0]]), 0.5).flatten().tolist() == [3.0, 4.0, 4.0]
+
+
+def test_mixed_labels_teach_the_policy_by_their_shares():
+    net, x = looking()
+    y = torch.tensor([0, 1, 2, 3, 0])
+    losses = []
+    for labels in (y, F.one_hot(y, 4).float()):
+        torch.manual_seed(3)
+        losses.append(GlancePolicy(net).training_step(Batch(x, labels)).loss)
+    assert_close(*losses)
 
 
 @pytest.mark.parametrize(("name", "arguments", "words"), [
@@ -191,8 +210,9 @@ def test_places_of_others_and_counts():
     ("glance-resnet8/x", {}, "say how many glances, 2 to 16"),
     ("glance-resnet8/17", {}, "say how many glances, 2 to 16"),
     ("glance-resnet9/3", {}, "no network 'resnet9'"),
-    ("glance-resnet8/3", {"image_size": 24, "side": 32}, "are larger than the images, which have 24"),
-    ("glance-resnet8/3", {"image_size": 24, "side": 9}, "do not divide images of 24: take 8, 12, 24"),
+    ("glance-resnet8/3", {"image_size": 24, "side": 32}, "do not divide images of 24 .*: take 8, 12"),
+    ("glance-resnet8/3", {"image_size": 24, "side": 24}, "do not divide images of 24 .*: take 8, 12"),
+    ("glance-resnet8/3", {"image_size": 31}, "images of 31 pixels cannot be divided .*: use --size 32"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(name, arguments, words):
     with pytest.raises(ValueError, match=words):

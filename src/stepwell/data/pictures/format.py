@@ -83,7 +83,7 @@ class NetworkPictures(Format):
         about |= {"content": np.array([one.key for one in drawn]), "path": np.array([*map(str, paths)])}
         return torch.from_numpy(np.ascontiguousarray(pixels)), about
 
-    def quick(self, content: bytes) -> bool:
+    def quick(self, content: bytes, size: int) -> bool:
         """Say that a picture takes longer than a millisecond: it is drawn."""
         return False
 

@@ -1,8 +1,7 @@
 """Glance and focus: a small view of the whole image, then crops where the network wants to look.
 
 Wang et al. 2020 (arXiv 2010.05300). Glance t gives features, and a recurrent cell joins them with those
-of the glances before. A policy reads the map of glance t and says where glance t + 1 looks. The batch
-is cut by one gather, whatever the places.
+of the glances before. A policy reads the maps of glance t and chooses the place of glance t + 1.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from stepwell.types import Images
 Places = Float[Tensor, "batch 2"]
 #: Who places the crops: the policy, chance, or nobody, so that all are in the middle.
 Where = Literal["policy", "random", "centre"]
-#: Image, last map, state of the policy, and what all glances so far have seen.
+#: Image, last maps, state of the policy, and what all glances so far have seen.
 Seen = tuple[Tensor, Tensor, Tensor, Tensor]
 #: Channels of the map, and numbers of the state, of a policy.
 POLICY_CHANNELS, POLICY_WIDTH = 32, 128
@@ -39,13 +38,12 @@ def crops(images: Images, places: Places, side: int) -> Float[Tensor, "batch _ {
 
 
 class Policy(nn.Module):
-    """Says where to look next, from the map of the last glance and its own state.
+    """Chooses the next place, from the maps of the last glance and its own state.
 
-    No gradient reaches the map.
+    No gradient reaches the maps.
 
     Args:
-        channels: of the map.
-        side: of the map.
+        channels, side: of the maps.
     """
 
     def __init__(self, channels: int, side: int) -> None:
@@ -54,9 +52,9 @@ class Policy(nn.Module):
         self.cell = nn.GRUCell(POLICY_CHANNELS * side**2, POLICY_WIDTH)
         self.place = nn.Linear(POLICY_WIDTH, 2)
 
-    def forward(self, map: Tensor, state: Tensor) -> tuple[Places, Tensor]:
+    def forward(self, maps: Tensor, state: Tensor) -> tuple[Places, Tensor]:
         """The mean place, and the next state."""
-        state = self.cell(self.reduce(map.detach()).relu().flatten(1), state)
+        state = self.cell(self.reduce(maps.detach()).relu().flatten(1), state)
         return self.place(state).sigmoid(), state
 
 
@@ -75,9 +73,9 @@ class _Glance(nn.Module):
         more: dict[str, Tensor],
     ) -> Any:  # fmt: skip
         """What this glance hands on, and the extras if any are asked for."""
-        map = self.encoder(view)
-        features = map.mean((2, 3))
-        value = image, map, state, self.cell(features, seen)
+        maps = self.encoder(view)
+        features = maps.mean((2, 3))
+        value = image, maps, state, self.cell(features, seen)
         if not extras:
             return value
         return value, {"own": self.own(features), **more}
@@ -109,7 +107,7 @@ class FirstGlance(_Glance):
 class NextGlance(_Glance):
     """A crop of `side` pixels, where the policy looks.
 
-    extras: "mean" is the policy's place, and "place" the one looked at.
+    extras: "mean" is the policy's place, and "place" the one looked at; of `places`, both are these.
 
     Args:
         index: of this glance among those that the policy places.
@@ -129,14 +127,16 @@ class NextGlance(_Glance):
         """`Seen` to `Seen`, and the extras if any are asked for.
 
         Args:
-            places: (batch, glances, 2); looked at in place of the policy's.
-            shift: (batch, glances, 2); added to the policy's places, which are then cut to [0, 1].
+            places: (batch, glances, 2); looked at in place of the policy's, which does not run.
+            shift: (batch, glances, 2); added to the policy's places. A place outside [0, 1] is looked
+                at as the nearest one inside, and "place" is the one outside.
         """
-        image, map, state, seen = value
-        mean, state = self.policy(map, state)
-        place = mean if places is None else places[:, self.index]
-        if shift is not None:
-            place = mean.detach() + shift[:, self.index]
+        image, maps, state, seen = value
+        if places is None:
+            mean, state = self.policy(maps, state)
+            place = mean if shift is None else mean.detach() + shift[:, self.index]
+        else:
+            mean = place = places[:, self.index]
         view = crops(image, place, self.side)
         return self.joined(view, image, state, seen, extras, {"mean": mean, "place": place})
 
@@ -155,10 +155,15 @@ class Conclusion(nn.Module):
 
 def policy_of(module: nn.Module) -> Policy:
     """The policy of a network that glances; ValueError for another network, or one of one glance."""
-    found = [inner for inner in module.modules() if isinstance(inner, Policy)]
-    if not found:
-        raise ValueError('this network places no glances: build "glance-resnet20/4" or the like')
-    return found[0]
+    for inner in module.modules():
+        if isinstance(inner, Policy):
+            return inner
+    raise ValueError('this network places no glances: build "glance-resnet20/4" or the like')
+
+
+def side_of(module: nn.Module) -> int:
+    """Pixels of a glance of a network that glances."""
+    return next(inner.side for inner in module.modules() if isinstance(inner, FirstGlance))
 
 
 def glance_count(module: nn.Module) -> int:

@@ -15,8 +15,10 @@ from stepwell.nets.families.builder import Builder
 from stepwell.types import Images
 
 PREFIX = "glance-"
-#: Glances of a network, at most.
-MOST = 16
+#: Glances of a network, at most; pixels of a glance, at least.
+MOST, SMALLEST = 16, 8
+#: Glances of fewer pixels get an encoder with the small stem, where there is a choice.
+SMALL_STEM = 64
 
 
 class GlanceNet(nn.Module):
@@ -25,31 +27,31 @@ class GlanceNet(nn.Module):
     The first glance has an encoder of its own, the others share one (as in the paper).
 
     Args:
-        make: makes an encoder, a ResNet with a classifier.
+        encoder: the builder of the encoders, ResNets.
         glances: number of glances, of which the first sees the whole image.
         image_size: pixels of an image.
-        side: pixels of a glance, a divisor of `image_size`; by default the one nearest to a third.
+        side: pixels of a glance, one of `sides`; by default the one nearest to a third of the image.
 
     Raises:
-        ValueError: `side` is no such divisor.
+        ValueError: `side` is none of these, or there is none.
     """
 
     def __init__(
-        self, make: Callable[..., nn.Module], glances: int, *, num_classes: int = 10,
+        self, encoder: Builder, glances: int, *, num_classes: int = 10,
         image_size: int = 96, side: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         side = usual_side(image_size) if side is None else side
         check_side(side, image_size)
-        first, later = feature_maps(make()), feature_maps(make())
+        stem = {"stem": "small" if side < SMALL_STEM else "imagenet"} if encoder.stems else {}
+        first, later = (feature_maps(encoder.make(**stem)) for _ in range(2))
         with torch.no_grad():
-            map = first.eval()(torch.zeros(1, 3, side, side))
+            _, width, _, reduced = first.eval()(torch.zeros(1, 3, side, side)).shape
         first.train()
-        width = map.shape[1]
         cell = nn.GRUCell(width, width)
         blocks: list[nn.Module] = [FirstGlance(side, first, nn.Linear(width, num_classes), cell)]
         own = nn.Linear(width, num_classes)
-        policy = Policy(width, map.shape[2])
+        policy = Policy(width, reduced)
         blocks += [NextGlance(i, side, later, own, cell, policy) for i in range(glances - 1)]
         self.glances = nn.ModuleList(blocks)
         self.conclusion = Conclusion(width, num_classes)
@@ -68,22 +70,37 @@ def feature_maps(resnet: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
 
 
+def sides(size: int) -> list[int]:
+    """The sides that a glance at an image of `size` pixels may have; ValueError if there is none.
+
+    >>> sides(96), sides(56)
+    ([8, 12, 16, 24, 32, 48], [8, 14, 28])
+    """
+    if found := [side for side in range(SMALLEST, size) if size % side == 0]:
+        return found
+    near = max(2 * SMALLEST, 8 * round(size / 8))
+    raise ValueError(
+        f"images of {size} pixels cannot be divided into glances of {SMALLEST} pixels or more: use "
+        f"--size {near}"
+    )
+
+
 def usual_side(size: int) -> int:
-    """The divisor of an image's size that is nearest to a third of it.
+    """The side that is nearest to a third of an image.
 
     >>> usual_side(96), usual_side(224)
     (32, 56)
     """
-    return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: abs(3 * d - size))
+    return min(sides(size), key=lambda side: abs(3 * side - size))
 
 
 def check_side(side: int, size: int) -> None:
     """Raise ValueError for glances that do not fit an image."""
-    if side > size:
-        raise ValueError(f"glances of {side} pixels are larger than the images, which have {size}")
-    if side < 1 or size % side:
-        fit = ", ".join(str(d) for d in range(8, size + 1) if size % d == 0)
-        raise ValueError(f"glances of {side} pixels do not divide images of {size}: take {fit}")
+    if side not in (known := sides(size)):
+        raise ValueError(
+            f"glances of {side} pixels do not divide images of {size} pixels into parts: take "
+            f"{', '.join(map(str, known))}"
+        )
 
 
 def is_glance(name: str) -> bool:
@@ -103,10 +120,8 @@ def glance_builder(name: str, encoders: Callable[[str], Builder]) -> Builder:
         raise ValueError(
             f"no network {name!r}: say how many glances, 2 to {MOST}, such as {PREFIX}{encoder}/4"
         )
-    builder = encoders(encoder)
-    make = partial(builder.make, **({"stem": "small"} if builder.stems else {}))
     family = {str(i): (i,) for i in range(1, count + 1)}
     return Builder(
-        partial(GlanceNet, make, count), ("glances",), str(count), family, size=96,
+        partial(GlanceNet, encoders(encoder), count), ("glances",), str(count), family, size=96,
         size_argument="image_size",
     )  # fmt: skip
