@@ -4,6 +4,7 @@ import io
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+from forking import Forked
 from stepwell.data import load_images
 from stepwell.data.formats import PHOTOGRAPHS, format_of
 from stepwell.data.groups import set_aside
@@ -309,6 +311,39 @@ def test_threads_and_helpers_draw_the_same_bytes(tmp_path, monkeypatch):
     for one, other in zip(alone, helped, strict=True):
         assert (one.pixels == other.pixels).all()
         assert (one.facts == other.facts).all()
+
+
+def test_a_kill_while_drawing_leaves_whole_pictures_and_the_next_process_goes_on(tmp_path):
+    write_networks(tmp_path / "data", {"a": barabasi_albert(400, 4)}, 40, 0)
+    source = tmp_path / "data" / "train" / "a"
+    files = sorted(source.iterdir())
+    code = (
+        "from pathlib import Path; from stepwell.data.pictures import store; "
+        "from stepwell.data.pictures.flags import Pictures; "
+        f"store.pictures(sorted(Path({str(source)!r}).iterdir()), Pictures().record, 28)"
+    )
+
+    def kept(folder: str) -> dict[str, bytes]:
+        whole = (p for p in (tmp_path / folder).rglob("*") if p.is_file())
+        return {p.name: p.read_bytes() for p in whole if re.fullmatch("[0-9a-f]{32}", p.name)}
+
+    def start(folder: str) -> Forked:
+        return Forked("-c", code, env={**os.environ, "STEPWELL_DATA": str(tmp_path / folder)})
+
+    with start("killed") as process:
+        while len(kept("killed")) < 5 and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait(20) == -9
+    first = kept("killed")
+    assert 5 <= len(first) < len(files)
+    for folder in ("killed", "whole"):
+        with start(folder) as process:
+            _, err = process.communicate()
+            assert process.returncode == 0, err
+    assert kept("killed") == kept("whole")
+    assert len(kept("whole")) == len(files)
+    assert first.items() <= kept("whole").items()
 
 
 def test_bad_folders_are_told_in_one_line(tmp_path):
