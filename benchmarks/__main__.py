@@ -34,6 +34,7 @@ NAMES = (
     "freed_memory",
     "adder",
     "detection",
+    "network_pictures",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,16 +1,18 @@
 """The time of a network's picture: each embedding, gensim's where it is installed, larger networks.
 
-`python -m benchmarks.network_pictures [--large]` prints processor seconds of one thread, medians of
-rounds in turn, for networks of 1,000 nodes with equal walks and windows; with --large, of networks up
-to 100,000 nodes. gensim (extra `studies`) runs DeepWalk and CBOW on the same walks, then scikit-learn's
-PCA.
+Times are those of the processor, of one thread, for networks of equal walks and windows. gensim (extra
+`studies`) runs DeepWalk and CBOW on the same walks, then scikit-learn's PCA. Memory is the peak of what
+Python and numpy allocate while a network is drawn.
 """
 
-import argparse
+import math
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,10 @@ from stepwell.data.pictures.network import Network, parse_network
 from stepwell.data.pictures.picture import draw, walks
 
 HOW = Pictures().record
-NODES, SIZE = 1000, 48
+#: Nodes of the networks; the larger ones show how time and memory grow.
+NODES, LARGER, PIXELS, ROUNDS = 1000, (1_000, 10_000, 30_000, 100_000), 48, 3
+#: Networks of each of two classes that are drawn as files.
+FILES = 25
 
 
 def network_of(nodes: int, each: int = 4) -> Network:
@@ -44,48 +49,68 @@ def gensim_embedding(network: Network, *, cbow: bool) -> None:
     PCA(2).fit_transform(model.wv.vectors)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--large", action="store_true", help="also networks up to 100,000 nodes")
-    given = parser.parse_args()
+def embeddings() -> dict[str, Any]:
+    """Milliseconds of one network by embedding, and how many times that of the default it is."""
     network = network_of(NODES)
     calls: dict[str, Callable[[], object]] = {
         name: lambda name=name: draw(
-            network, HOW | {"embedding": name, "dimensions": 8 if name == "ppmi" else 20}, SIZE
+            network, HOW | {"embedding": name, "dimensions": 8 if name == "ppmi" else 20}, PIXELS
         )
         for name in ("ppmi", "cbow", "skipgram")
     }
-    try:
-        import gensim  # noqa: F401
-
+    if find_spec("gensim"):
         calls["gensim CBOW + PCA"] = lambda: gensim_embedding(network, cbow=True)
         calls["gensim skip-gram + PCA"] = lambda: gensim_embedding(network, cbow=False)
-    except ImportError:
-        print("gensim is not installed: its times are left out")
-    with store.one_thread():
-        times = side_by_side(calls, rounds=given.rounds, clock=time.process_time)
-        for name in calls:
-            slower = ratio(times, name, "ppmi")["median"]
-            print(f"{name:24} {1000 * float(np.median(times[name])):9.1f} ms  {slower:7.1f} × ppmi")
-        for nodes in (10_000, 30_000, 100_000) if given.large else ():
-            larger = network_of(nodes)
-            since = time.process_time()
-            draw(larger, HOW, SIZE)
-            print(f"{nodes:,} nodes, {larger.edges:,} edges: {time.process_time() - since:.1f} s")
+    times = side_by_side(calls, rounds=ROUNDS, clock=time.process_time)
+    return {
+        name: {"ms": 1000 * float(np.median(times[name])), "over ppmi": ratio(times, name, "ppmi")}
+        for name in calls
+    }
+
+
+def growth() -> dict[str, Any]:
+    """Seconds and peak bytes by number of nodes, also over those of the smallest by edges · log."""
+    found: dict[str, Any] = {}
+    first: tuple[float, float] | None = None
+    for nodes in LARGER:
+        network = network_of(nodes)
+        work = network.edges * math.log(nodes)
+        start = time.process_time()
+        draw(network, HOW, PIXELS)
+        seconds = time.process_time() - start
+        tracemalloc.start()
+        draw(network, HOW, PIXELS)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        first = first or (seconds / work, peak / work)
+        found[f"{nodes:,} nodes"] = {
+            "edges": network.edges, "seconds": seconds, "peak_bytes": peak,
+            "seconds over edges · log": seconds / work / first[0],
+            "bytes over edges · log": peak / work / first[1],
+        }  # fmt: skip
+    return found
+
+
+def files() -> dict[str, float]:
+    """Seconds by the clock to draw a folder of networks by all processes, and to read it again."""
     with tempfile.TemporaryDirectory() as folder:
         classes = {"ba": barabasi_albert(NODES, 4), "ws": watts_strogatz(NODES, 8, 0.1)}
-        write_networks(Path(folder), classes, 5, 0)
+        write_networks(Path(folder), classes, FILES, 0)
         paths = sorted(Path(folder).rglob("*.edges"))
         how = HOW | {"walk_seed": time.time_ns() % 2**62}  # which no cache knows
         spent = []
         for _ in range(2):
-            since = time.perf_counter()
-            store.pictures(paths, how, SIZE)
-            spent.append(time.perf_counter() - since)
-    print(f"{len(paths)} files: drawn in {spent[0]:.2f} s, read again in {spent[1]:.3f} s")
+            start = time.perf_counter()
+            store.pictures(paths, how, PIXELS)
+            spent.append(time.perf_counter() - start)
+    return {
+        "files": len(paths), "drawn": spent[0], "read again": spent[1], "times": spent[0] / spent[1],
+        "minutes for 5,600 networks": 5600 / 60 * spent[0] / len(paths),
+    }  # fmt: skip
 
 
-if __name__ == "__main__":
-    main()
+def measure() -> dict[str, Any]:
+    """Embeddings of 1,000 nodes, growth with the nodes, and files that are drawn once."""
+    with store.one_thread():
+        found: dict[str, Any] = {"embeddings": embeddings(), "growth": growth()}
+    return found | {"files": files()}
