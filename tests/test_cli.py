@@ -1361,6 +1361,8 @@ def test_the_options_of_the_recipes_are_these():
         "pixels": f"{trained} net target sparsity_weight label_smoothing",
         "glance": f"{trained} net glances glance_size policy_epochs tune_epochs discount spread "
         "label_smoothing".replace(" init ", " ").replace(" stem ", " "),
+        "frames": f"{trained} net frames glances policy_epochs tune_epochs discount spread "
+        "label_smoothing".replace(" init ", " ").replace(" stem ", " "),
         "widths": f"{trained} net widths sandwich target_cost gate gate_fraction gate_epochs "
         "label_smoothing",
         "experts": f"{trained} net experts top_k router balance_weight label_smoothing",
@@ -1388,6 +1390,7 @@ def test_the_options_for_studies_are_these():
         "skipping": "estimator temperature rate_weight reward policy_weight",
         "pixels": "estimator temperature",
         "glance": "where",
+        "frames": "where",
         "widths": "estimator temperature cost_weight",
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",

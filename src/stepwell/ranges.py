@@ -26,6 +26,8 @@ BELOW_ONE = Range("0 or more and below 1", lambda v: 0 <= v < 1)
 PIXELS = Range("between 2 and 16,384", lambda v: 2 <= v <= 16384)
 #: Bits of an adder layer.
 BITS = Range("between 2 and 8", lambda v: 2 <= v <= 8)
+#: Frames of a clip, which stand in rows.
+SQUARE = Range("a square, 4, 9, 16, ... up to 64", lambda v: 4 <= v <= 64 and math.sqrt(v) % 1 == 0)
 PORT = Range("between 0 and 65,535", lambda v: 0 <= v <= 65535)
 SEED = Range("between 0 and 2^63 - 1", lambda v: 0 <= v < 2**63)
 
@@ -55,6 +57,7 @@ _NAMES = {
     SEED: "seed walk_seed",
     PORT: "port",
     BITS: "bits",
+    SQUARE: "frames",
     SHARE: (
         "alpha start_from_teacher target target_cost min_accuracy target_accuracy min_score "
         "ignore_from discount"

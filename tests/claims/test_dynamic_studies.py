@@ -6,6 +6,8 @@ from stepwell import cli
 from stepwell.claims import (
     exits,
     experts,
+    frames,
+    glance,
     kernels,
     pixels,
     sequences,
@@ -254,6 +256,50 @@ def test_a_quick_study_of_skipped_tokens_trains_its_arms(tmp_path):
     result, _ = verify_system(
         "sequences", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms
     )
+    assert {*result["arms"]} == {*arms}
+
+
+def looked(accuracies, controls=None, macs=10):
+    """Results of a network that glances: accuracies in percent by number of glances."""
+    test = {f"{i}/accuracy": a / 100 for i, a in enumerate(accuracies, start=1)}
+    saved = {"macs": 30, "full_macs": 40, "ms": 4.0, "full_ms": 5.0, "oracle_accuracy": 0.9}
+    return {
+        "test": test, "costs": {str(i): {"macs": macs * i} for i in range(1, len(test) + 1)},
+        "glance": {name: {"4": a / 100} for name, a in (controls or {}).items()},
+        "cascade": {"test": saved},
+    }  # fmt: skip
+
+
+def test_glances_are_compared_with_other_places_and_the_whole_image():
+    results = {
+        glance.POLICY: looked([40, 60, 70, 72], {"others": 65, "random": 64}),
+        glance.RANDOM: looked([40, 55, 62, 66]), glance.CENTRE: looked([40, 50, 52, 53]),
+        **{arm: network("8", 50, 0.6 + i / 10) for i, arm in enumerate(glance.STATIC)},
+    }  # fmt: skip
+    assert results.keys() == glance.ARMS.keys()
+    assert judged(glance.STUDY, results) == pytest.approx({
+        "better-than-random": 8, "better-than-chance": 7, "better-than-static": 2, "saves/macs": 0.75,
+        "saves/ms": 1.25 / (4 / 3), "glances": 12, "centre": 19, "own/random": 8, "oracle": 18,
+    })  # fmt: skip
+
+
+def test_frames_are_compared_with_even_ones_and_all():
+    results = {
+        frames.POLICY: looked([30, 60, 70, 75], {"others": 60, "fixed": 62}),
+        frames.EVEN: looked([30, 50, 60, 65]), frames.RANDOM: looked([30, 48, 58, 62]),
+        frames.ALL: looked([30 + 3 * i for i in range(16)]),
+    }  # fmt: skip
+    assert results.keys() == frames.ARMS.keys()
+    assert judged(frames.STUDY, results) == pytest.approx({
+        "better-than-even": 10, "better-than-chance": 15, "saves": 0, "saves/macs": 0.25,
+        "cascade/macs": 0.75, "cascade/ms": 1.25 / (4 / 3), "random": 13, "own/even": 13, "small": 45,
+    })  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_quick_study_of_frames_trains_its_arms(tmp_path):
+    arms = (frames.POLICY, frames.EVEN)
+    result, _ = verify_system("frames", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)
     assert {*result["arms"]} == {*arms}
 
 

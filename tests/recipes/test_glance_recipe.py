@@ -33,7 +33,7 @@ def test_a_run_has_every_glance_its_controls_and_a_cascade(trained):
     assert (results["kind"], list(results["costs"])) == ("classifier", ["1", "2", "3"])
     found = results["glance"]
     assert (found["side"], found["where"]) == (8, "policy")
-    for control in ("others", "random", "centre"):
+    for control in ("others", "random", "fixed"):
         assert found[control].keys() == {"1", "2", "3"}
         assert found[control]["1"] == results["test"]["1/accuracy"]  # it sees the whole image
     assert [sum(map(sum, looks)) for looks in found["looks"]] == [results["examples"]] * 2
@@ -85,6 +85,9 @@ def test_a_frame_is_around_the_crop():
     assert drawn[8, 4:8].all()
     assert drawn[11, 4:8].all()
     assert drawn[8:12, [4, 7]].all()
+    drawn = framed(pixels, np.array([[0.99]]), 4).any(2)  # the last of nine frames
+    assert drawn.sum() == 12
+    assert drawn[8, 8:].all()
 
 
 def test_what_cannot_be_is_refused(tmp_path, capsys):

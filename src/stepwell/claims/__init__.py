@@ -24,6 +24,8 @@ CLAIMS: dict[str, tuple[str, str]] = {
                "blocks that run at some positions against smaller networks and masks of other images"),
     "glance": ("stepwell.claims.glance:STUDY",
                "crops where a policy looks against random ones and the whole image"),
+    "frames": ("stepwell.claims.frames:STUDY",
+               "frames that a policy chooses against even and random ones, and against all frames"),
     "sequences": ("stepwell.claims.sequences:STUDY",
                   "a gate that skips tokens against every token, even ones and random ones"),
     "widths": ("stepwell.claims.widths:STUDY",

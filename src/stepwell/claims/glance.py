@@ -34,7 +34,7 @@ ARMS: dict[str, Arm] = {
     POLICY: looking("policy"),
     # without a policy's phase, the two others are as long as all three
     RANDOM: looking("random", PASSES / (1 + 1 / 6)),
-    CENTRE: looking("centre", PASSES / (1 + 1 / 6)),
+    CENTRE: looking("fixed", PASSES / (1 + 1 / 6)),
     **{name: Arm("supervised", {"net": NET, "size": side}, scaled={"epochs": PASSES})
        for name, side in STATIC.items()},
 }  # fmt: skip
@@ -51,13 +51,13 @@ def control(name: str, count: str = GLANCES) -> Measure:
 PRIMARY = ("better-than-random", "better-than-chance", "better-than-static")
 CLAIMS = [
     more(PRIMARY[0], f"After {EARLY} glances, a policy is more than 3 points above a network trained "
-         "and tested with random places", "above random crops at every budget (Fig. 7)",
+         "and tested with random places", "figures only",
          correct(POLICY, EARLY), correct(RANDOM, EARLY), 3.0, ACCURACY, expected=6.0),
     more(PRIMARY[1], "Where a glance looks fits its image: more than 1 point above the places of "
          "another image", "not asked", correct(POLICY, GLANCES),
          ("places of others", control("others")), 1.0, ACCURACY, expected=5.0),
     more(PRIMARY[2], f"{GLANCES} glances are more accurate than ResNet-8 on the whole image at about "
-         "their MACs", "above networks of the same budget (Fig. 4)", correct(POLICY, GLANCES),
+         "their MACs", "figures only", correct(POLICY, GLANCES),
          correct(WHOLE, "8"), 0.0, ACCURACY, expected=3.0),
     times("saves/macs", "Set to the network's accuracy on validation images, the cascade of glances "
           "takes at most 0.75 of its MACs", "1.3 times as fast at equal accuracy (abstract)", "MACs",
@@ -66,7 +66,7 @@ CLAIMS = [
     times("saves/ms", "One by one, its speed-up is at least 0.9 of that by MACs", "not asked", "×",
           {"by the clock": ratio("full_ms", "ms", POLICY),
            "by MACs": ratio("full_macs", "macs", POLICY)}, 0.9),
-    more("glances", "Later glances help: four are more than 1 point above two", "more with each",
+    more("glances", "Later glances help: four are more than 1 point above two", "figures only",
          ("four glances", accuracy(POLICY, GLANCES)), ("two glances", accuracy(POLICY, "2")), 1.0,
          ACCURACY),
     more("centre", "A policy is above crops in the middle", "not asked", correct(POLICY, GLANCES),

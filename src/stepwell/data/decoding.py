@@ -48,11 +48,11 @@ class Files:
     def __getitem__(self, indices: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 3 size size"]:
         """The images at `indices` as bytes; ValueError names unreadable ones."""
         paths = [self.paths[i] for i in indices.tolist()]
-        images = _each(paths, lambda path: read_image(path, self.size).numpy())
+        images = each(paths, lambda path: read_image(path, self.size).numpy())
         return torch.from_numpy(np.stack(images))  # torch.stack would take a core from training
 
 
-def _each(paths: Sequence[Path], read: Callable[[Path], Any]) -> list[Any]:
+def each(paths: Sequence[Path], read: Callable[[Path], Any], noun: str = "image") -> list[Any]:
     """The results of `read` for all files; one ValueError names all files for which it raises one."""
 
     def attempt(path: Path) -> Any:
@@ -69,7 +69,7 @@ def _each(paths: Sequence[Path], read: Callable[[Path], Any]) -> list[Any]:
     if bad:
         cause = next(iter(bad.values())).__cause__
         raise ValueError(
-            f"cannot read {len(bad)} of {len(paths)} images, {some_of(bad)} (the first: {cause}): "
+            f"cannot read {len(bad)} of {len(paths)} {noun}s, {some_of(bad)} (the first: {cause}): "
             "replace or remove them"
         )
     return results
@@ -97,7 +97,7 @@ def check_files(paths: Sequence[Path]) -> None:
         except UNREADABLE:  # `verify` also refuses some damage that does no harm
             read_image(path, 1)
 
-    _each(paths[:: -(-len(paths) // CHECKED)], check)
+    each(paths[:: -(-len(paths) // CHECKED)], check)
 
 
 def _ends_as_jpeg(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Formats of files that images come from: photographs, and pictures of complex networks.
+"""Formats of files that images come from: photographs, clips, and pictures of complex networks.
 
 A format reads files as RGB bytes of one size. A network's card records the format of its images, so
 that later images are read in the same way.
@@ -7,7 +7,7 @@ that later images are read in the same way.
 import importlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,7 +29,27 @@ from stepwell.data.decoding import (
 from stepwell.data.preprocess import Source, squared
 
 #: Module and class of a format by its name in a card.
-FORMATS = {"network": ("stepwell.data.pictures.format", "NetworkPictures")}
+FORMATS = {
+    "network": ("stepwell.data.pictures.format", "NetworkPictures"),
+    "clip": ("stepwell.data.clips", "Clips"),
+}
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """The flags of a run that say how files become images.
+
+    record: the settings, as a card records them. changed: the first flag with another value than its
+    default that is only for some files; empty if there is none.
+    """
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The settings."""
+
+    @property
+    def changed(self) -> str:
+        """The flag."""
 
 
 class Format:

@@ -320,9 +320,12 @@ def _class_files(
 def _form_in(folders: Sequence[Path], drawing: Mapping[str, Any]) -> Format:
     """The format of the files in class folders; ValueError if images and networks are mixed.
 
-    Beside photographs, tables are not read as networks.
+    Beside photographs, tables are not read as networks. A format that reads files of photographs reads
+    all of them.
     """
     other = format_of(drawing)
+    if {*other.suffixes} & {*PHOTOGRAPHS.suffixes}:
+        return other
     photographs = {folder for folder in folders if PHOTOGRAPHS.files(folder)}
     drawn = {folder for folder in folders if other.files(folder)} - photographs
     if photographs and drawn:

@@ -17,7 +17,7 @@ from stepwell.types import Labels, Logits
 #: Key in the results.
 KEY = "glance"
 #: Of every glance that is placed, at every image.
-Places = Float[Tensor, "n glances 2"]
+Places = Float[Tensor, "n glances axes"]
 #: Rows and columns of the counts of places.
 CELLS = 8
 
@@ -48,8 +48,9 @@ def measure_glances(
         Results as a run's results.json has them, the logits by number of glances, the labels, and the
         policy's places. The results have under "glance": "side", pixels of a glance. If the policy
         places the glances, too: by control ("others": the places of another image, drawn at random;
-        "random", "centre") the accuracies by number of glances; "looks", for each glance how many
-        images have its corner in each cell of a grid, rows from the top; and "apart", the standard
+        "random", "fixed") the accuracies by number of glances; "looks", for each glance how many
+        images have its corner in each cell of a grid, rows from the top, or its frame in each part of
+        the clip; and "apart", the standard
         deviation of the places over the images.
     """
     net.eval()
@@ -58,7 +59,7 @@ def measure_glances(
     if where == "policy":
         logits, labels, places = looked_at(net, test)
         glance["others"] = _accuracies(at_places_of_others(net, places), test)
-        controls: tuple[Where, ...] = ("random", "centre")
+        controls: tuple[Where, ...] = ("random", "fixed")
         glance |= {name: _accuracies(glances_at(net, name), test) for name in controls}
         glance["looks"] = [counts(places[:, i]) for i in range(places.shape[1])]
         glance["apart"] = places.std(0).mean().item() if len(places) > 1 else 0.0
@@ -108,9 +109,10 @@ def _accuracies(predict: Callable[[Tensor], dict[str, Logits]], test: Batches) -
     return {n.removesuffix("/accuracy"): v for n, v in measured.items() if n.endswith("/accuracy")}
 
 
-def counts(places: Float[Tensor, "n 2"]) -> list[list[int]]:
-    """How many places lie in each of `CELLS` × `CELLS` cells, rows from the top."""
+def counts(places: Float[Tensor, "n axes"]) -> list[list[int]]:
+    """How many places lie in each of `CELLS` cells an axis: rows from the top, or one row of frames."""
+    axes = places.shape[1]
     cells = (places.clamp(0, 1) * CELLS).long().clamp(max=CELLS - 1)
-    table = torch.bincount(cells[:, 0] * CELLS + cells[:, 1], minlength=CELLS**2)
-    rows: list[list[int]] = table.view(CELLS, CELLS).tolist()
+    index = (cells * CELLS ** torch.arange(axes - 1, -1, -1)).sum(1)
+    rows: list[list[int]] = torch.bincount(index, minlength=CELLS**axes).view(-1, CELLS).tolist()
     return rows

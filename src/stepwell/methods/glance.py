@@ -102,7 +102,8 @@ class GlancePolicy(Objective):
         """The loss of the policy; what the last glance gains over the first is in the log."""
         images, labels = batch
         count = glance_count(self.net.module)
-        shift = self.spread * torch.randn(len(images), count, 2).to(images)
+        axes = policy_of(self.net.module).axes
+        shift = self.spread * torch.randn(len(images), count, axes).to(images)
         exits = self.net.forward_all(images, given={"shift": shift}, extras=("mean", "place"))
         *_, last = exits.values()
         with torch.no_grad():

@@ -15,6 +15,7 @@ RECIPES: dict[str, tuple[str, str]] = {
         "skipping": "a ResNet whose gates decide which blocks an image runs",
         "pixels": "a ResNet whose blocks run at the positions of an image that need them",
         "glance": "a ResNet that glances at the whole image, then at the parts that it chooses",
+        "frames": "a ResNet that sees all frames of a clip small, then those that it chooses",
         "sequences": "a recurrent network for texts whose gate decides how many tokens to skip",
         "widths": "a ResNet of several widths, and a gate that chooses one for each image",
         "experts": "a vision transformer whose MLPs are experts, of which a token runs one or a few",

@@ -13,7 +13,7 @@ from stepwell.report.sections import grid
 
 #: Where crops may be, besides the places of the results.
 CONTROLS = {
-    "others": "places of another image", "random": "random places", "centre": "all in the middle",
+    "others": "places of another image", "random": "random places", "fixed": "fixed places",
 }  # fmt: skip
 #: Pictures with their glances, at most.
 SHOWN = 12
@@ -26,7 +26,7 @@ def glances_section(run: RunRecord, colours: Mapping[str, str]) -> str:
     looks = own.get("looks")
     if side is None:
         return ""
-    placed = {"random": "at random", "centre": "in the middle"}.get(str(own.get("where")), "")
+    placed = {"random": "at random", "fixed": "at fixed places"}.get(str(own.get("where")), "")
     words = (
         f"The first glance sees the whole image, scaled to {side:g} pixels; each later one sees a "
         f"square of {side:g} pixels, placed {placed or 'by the policy'}."
@@ -46,7 +46,9 @@ def glances_section(run: RunRecord, colours: Mapping[str, str]) -> str:
         ]
         parts.append(table(["glances", "accuracy, placed by the policy", *controls], rows, ""))
         drawn = _looks([np.array(one, float) for one in looks])
-        parts.append(figure(drawn, "How many images have a glance's top left corner where"))
+        parts.append(
+            figure(drawn, "How many images have a glance's top left corner, or its frame, where")
+        )
     return "\n".join([*parts, grid(_pictures(run, int(side)))])
 
 
@@ -82,12 +84,17 @@ def _pictures(run: RunRecord, side: int) -> list[str]:
 
 
 def framed(pixels: NDArray[np.uint8], places: NDArray[np.float64], side: int) -> NDArray[np.uint8]:
-    """A picture with a frame of one pixel around every crop."""
+    """A picture with a line of one pixel around every crop, or every frame of a clip."""
     drawn = pixels.copy()
     rgb = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in OKABE_ITO]
     height, width = pixels.shape[:2]
     for place, colour in zip(np.clip(places, 0, 1), rgb, strict=False):
-        top, left = int(place[0] * (height - side)), int(place[1] * (width - side))
+        if len(place) == 1:
+            across, count = width // side, (width // side) * (height // side)
+            index = min(int(place[0] * count), count - 1)
+            top, left = index // across * side, index % across * side
+        else:
+            top, left = int(place[0] * (height - side)), int(place[1] * (width - side))
         bottom, right = top + side - 1, left + side - 1
         drawn[[top, bottom], left : right + 1] = colour
         drawn[top : bottom + 1, [left, right]] = colour

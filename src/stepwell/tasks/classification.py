@@ -20,6 +20,7 @@ from torch import nn
 from stepwell.cost import count_macs
 from stepwell.data import Batches, ImageSet, Splits, load_images
 from stepwell.data.decoding import DIFFERENT
+from stepwell.data.formats import Drawing
 from stepwell.data.image_flags import Augmentation, Images
 from stepwell.data.images import check_outside
 from stepwell.data.pictures.flags import Pictures
@@ -115,7 +116,7 @@ def settled(training: Training) -> Training:
 
 def read_splits(
     data: str, out: Path, images: Images, net: str | None = None, texts: TextFiles = TextFiles(),
-    pictures: Pictures = Pictures(),
+    pictures: Drawing = Pictures(),
 ) -> Splits:  # fmt: skip
     """The images of `data`, at the size that `images` names, or their own, or the usual one of `net`.
 

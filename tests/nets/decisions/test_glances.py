@@ -1,5 +1,7 @@
 """Glances: crops equal slices, a batch equals its images alone, and each part learns its own."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +18,8 @@ from stepwell.losses import class_cross_entropy
 from stepwell.measure.glances import at_places_of_others, counts, looked_at
 from stepwell.methods.glance import GlancePolicy, Glances, discounted
 from stepwell.nets import build
-from stepwell.nets.decisions.glances import crops, glance_count, places_at, policy_of
+from stepwell.nets.decisions.glances import crops, frames, glance_count, places_at, policy_of
+from stepwell.nets.families.glance import frame_side
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.reading import read
 from stepwell.types import Batch
@@ -88,12 +91,12 @@ def test_shared_encoders_are_stored_once_and_loaded(tmp_path):
 def test_joint_gradients_equal_those_of_the_sum_and_none_reaches_the_policy():
     net, x = looking()
     y = torch.tensor([0, 1, 2, 3, 0])
-    objective = Glances(net, where="centre", own_weight=0.5)
+    objective = Glances(net, where="fixed", own_weight=0.5)
     step = objective.training_step(Batch(x, y))
     step.loss.backward()
     found = {name: p.grad for name, p in net.named_parameters()}
     net.zero_grad()
-    exits = net.forward_all(x, given=places_at(net.module, "centre", x), extras=("own",))
+    exits = net.forward_all(x, given=places_at(net.module, "fixed", x), extras=("own",))
     loss = sum(
         class_cross_entropy(e.logits, y) + 0.5 * class_cross_entropy(e.extras["own"][-1], y)
         for e in exits.values()
@@ -223,8 +226,34 @@ def test_other_networks_place_no_glances(untyped):
     with pytest.raises(ValueError, match="this network places no glances"):
         Glances(build("resnet8"))
     net, _ = looking()
-    with pytest.raises(ValueError, match="where 'x': take policy, random, centre"):
+    with pytest.raises(ValueError, match="where 'x': take policy, random, fixed"):
         Glances(net, where="x")
     with pytest.raises(ValueError, match="spread"):
         GlancePolicy(net, spread=0.0)
     assert glance_count(net.module) == 2
+
+
+def test_a_frame_is_a_square_of_the_clips_rows():
+    clips = torch.arange(2 * 3 * 6 * 6.0).view(2, 3, 6, 6)
+    for index in range(9):
+        top, left = index // 3 * 2, index % 3 * 2
+        expected = clips[:, :, top : top + 2, left : left + 2]
+        for place in (index / 9 + 0.001, (index + 1) / 9 - 0.001):
+            assert torch.equal(frames(clips, torch.full((2, 1), place), 2), expected)
+    assert torch.equal(frames(clips, torch.tensor([[-1.0], [1.0]]), 2)[1], clips[1, :, 4:, 4:])
+
+
+def test_a_network_of_frames_and_its_fixed_places():
+    net = build("frames-resnet8/5", ["3"], num_classes=3, image_size=32, frames=16).eval()
+    x = torch.randn(2, 3, 32, 32)
+    places = places_at(net.module, "fixed", x)["places"]
+    assert places.shape == (2, 4, 1)
+    for count in (2, 3, 4):  # spread over the clip, however many
+        seen = [0.0, *places[0, :count, 0].sort().values.tolist(), 1.0]
+        assert max(b - a for a, b in pairwise(seen)) < 1.7 / (count + 1)
+    assert net(x, "3").shape == (2, 3)
+    with pytest.raises(ValueError, match="18 glances see 17 frames"):
+        frame_side(16, 32, 18)
+    for count, size in ((5, 32), (1, 32), (9, 32)):
+        with pytest.raises(ValueError, match=f"{count} frames do not fill clips of {size} pixels"):
+            frame_side(count, size, 2)

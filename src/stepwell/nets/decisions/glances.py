@@ -2,24 +2,33 @@
 
 Wang et al. 2020 (arXiv 2010.05300). Glance t gives features, and a recurrent cell joins them with those
 of the glances before. A policy reads the maps of glance t and chooses the place of glance t + 1.
+
+A clip whose frames stand in rows is an image, too, and its crops are frames. The first glance sees all
+frames, small, and the later ones look at some: a global memory of light features and a policy of the
+next frame, as in AdaFrame (Wu et al. 2019, arXiv 1811.12432).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stepwell.types import Images
 
-#: Places (batch, 2) from 0 to 1, of the top and the left edge of a crop: 1 is as far as it can be.
-Places = Float[Tensor, "batch 2"]
-#: Who places the crops: the policy, chance, or nobody, so that all are in the middle.
-Where = Literal["policy", "random", "centre"]
+#: Places (batch, 2) of crops from 0 to 1, from the top and the left: 1 is as far as a crop can be. Of
+#: frames (batch, 1), from the first to the last.
+Places = Float[Tensor, "batch axes"]
+#: Who chooses the places: the policy, chance, or nobody: crops are in the middle, frames spread evenly.
+Where = Literal["policy", "random", "fixed"]
 #: Image, last maps, state of the policy, and what all glances so far have seen.
 Seen = tuple[Tensor, Tensor, Tensor, Tensor]
+#: The part of each image at its place, of a side in pixels.
+Part = Callable[[Images, Places, int], Tensor]
+#: The golden ratio, without its whole part.
+GOLDEN = (5**0.5 - 1) / 2
 #: Channels of the map, and numbers of the state, of a policy.
 POLICY_CHANNELS, POLICY_WIDTH = 32, 128
 
@@ -28,7 +37,21 @@ def crops(images: Images, places: Places, side: int) -> Float[Tensor, "batch _ {
     """A square of each image, `side` pixels wide, whose top left corner is at its place."""
     height, width = images.shape[2:]
     room = torch.tensor([height - side, width - side], device=images.device)
-    corners = (places.clamp(0, 1) * room).floor().long()
+    return _cut(images, (places.clamp(0, 1) * room).floor().long(), side)
+
+
+def frames(clips: Images, places: Places, side: int) -> Float[Tensor, "batch _ {side} {side}"]:
+    """The frame at each clip's place; frames are squares of `side` pixels that stand in rows."""
+    across = clips.shape[3] // side
+    count = across * (clips.shape[2] // side)
+    index = (places[:, 0].clamp(0, 1) * count).floor().long().clamp(max=count - 1)
+    return _cut(clips, torch.stack([index // across, index % across], 1) * side, side)
+
+
+def _cut(
+    images: Images, corners: Int64[Tensor, "batch 2"], side: int
+) -> Float[Tensor, "batch _ {side} {side}"]:
+    """A square of each image, from its top left corner (row, column), by one gather."""
     along = torch.arange(side, device=images.device)
     rows, columns = corners[:, :1] + along, corners[:, 1:] + along
     batch = torch.arange(images.shape[0], device=images.device)
@@ -44,13 +67,15 @@ class Policy(nn.Module):
 
     Args:
         channels, side: of the maps.
+        axes: numbers of a place.
     """
 
-    def __init__(self, channels: int, side: int) -> None:
+    def __init__(self, channels: int, side: int, axes: int = 2) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(channels, POLICY_CHANNELS, 1)
         self.cell = nn.GRUCell(POLICY_CHANNELS * side**2, POLICY_WIDTH)
-        self.place = nn.Linear(POLICY_WIDTH, 2)
+        self.place = nn.Linear(POLICY_WIDTH, axes)
+        self.axes = axes
 
     def forward(self, maps: Tensor, state: Tensor) -> tuple[Places, Tensor]:
         """The mean place, and the next state."""
@@ -105,20 +130,22 @@ class FirstGlance(_Glance):
 
 
 class NextGlance(_Glance):
-    """A crop of `side` pixels, where the policy looks.
+    """A part of `side` pixels, where the policy looks.
 
     extras: "mean" is the policy's place, and "place" the one looked at; of `places`, both are these.
 
     Args:
         index: of this glance among those that the policy places.
+        part: `crops` or `frames`.
         policy: all glances have the same; so have they encoder, own and cell.
     """
 
     def __init__(
-        self, index: int, side: int, encoder: nn.Module, own: nn.Module, cell: nn.Module, policy: Policy
-    ) -> None:
+        self, index: int, side: int, part: Part, encoder: nn.Module, own: nn.Module, cell: nn.Module,
+        policy: Policy,
+    ) -> None:  # fmt: skip
         super().__init__(encoder, own, cell)
-        self.index, self.side, self.policy = index, side, policy
+        self.index, self.side, self.part, self.policy = index, side, part, policy
 
     def forward(
         self, value: Seen, places: Tensor | None = None, shift: Tensor | None = None,
@@ -127,9 +154,9 @@ class NextGlance(_Glance):
         """`Seen` to `Seen`, and the extras if any are asked for.
 
         Args:
-            places: (batch, glances, 2); looked at in place of the policy's, which does not run.
-            shift: (batch, glances, 2); added to the policy's places. A place outside [0, 1] is looked
-                at as the nearest one inside, and "place" is the one outside.
+            places: (batch, glances, axes); looked at in place of the policy's, which does not run.
+            shift: (batch, glances, axes); added to the policy's places. Of a place outside [0, 1], the
+                nearest one inside is looked at, and "place" is the one outside.
         """
         image, maps, state, seen = value
         if places is None:
@@ -137,7 +164,7 @@ class NextGlance(_Glance):
             place = mean if shift is None else mean.detach() + shift[:, self.index]
         else:
             mean = place = places[:, self.index]
-        view = crops(image, place, self.side)
+        view = self.part(image, place, self.side)
         return self.joined(view, image, state, seen, extras, {"mean": mean, "place": place})
 
 
@@ -181,7 +208,9 @@ def places_at(
     """
     if where == "policy":
         return {}
-    places = torch.rand(len(images), glance_count(module), 2, generator=draw)
-    if where == "centre":
-        places.fill_(0.5)
-    return {"places": places.to(images)}
+    count, axes = glance_count(module), policy_of(module).axes
+    if where == "random":
+        return {"places": torch.rand(len(images), count, axes, generator=draw).to(images)}
+    # of frames, by the golden ratio: spread over the clip, however many are looked at
+    steps = (0.5 + GOLDEN * torch.arange(count)) % 1 if axes == 1 else torch.full((count,), 0.5)
+    return {"places": steps[:, None].expand(len(images), count, axes).to(images)}

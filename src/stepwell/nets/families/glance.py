@@ -1,20 +1,22 @@
-"""Networks that glance at an image by the name `glance-RESNET/GLANCES` (`glance-resnet20/4`).
+"""Networks that glance at an image or a clip: `glance-RESNET/GLANCES`, `frames-RESNET/GLANCES`.
 
-Every number of glances is a depth: "1" has seen the image scaled down, "3" two crops more.
+Every number of glances is a depth: "1" has seen the image scaled down, "3" two crops more, or frames.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from math import isqrt
 
 import torch
 from torch import Tensor, nn
 
-from stepwell.nets.decisions.glances import Conclusion, FirstGlance, NextGlance, Policy
+from stepwell.nets.decisions.glances import Conclusion, FirstGlance, NextGlance, Policy, crops
+from stepwell.nets.decisions.glances import frames as every_frame
 from stepwell.nets.families.builder import Builder
 from stepwell.types import Images
 
-PREFIX = "glance-"
+CROPS, FRAMES = "glance-", "frames-"
 #: Glances of a network, at most; pixels of a glance, at least.
 MOST, SMALLEST = 16, 8
 #: Glances of fewer pixels get an encoder with the small stem, where there is a choice.
@@ -31,18 +33,22 @@ class GlanceNet(nn.Module):
         glances: number of glances, of which the first sees the whole image.
         image_size: pixels of an image.
         side: pixels of a glance, one of `sides`; by default the one nearest to a third of the image.
+        frames: number of frames of a clip, which stand in rows: glances are frames, not crops.
 
     Raises:
-        ValueError: `side` is none of these, or there is none.
+        ValueError: `side` is none of these, or there is none; the frames do not fill the image.
     """
 
     def __init__(
         self, encoder: Builder, glances: int, *, num_classes: int = 10,
-        image_size: int = 96, side: int | None = None,
+        image_size: int = 96, side: int | None = None, frames: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        if frames is not None:
+            side = frame_side(frames, image_size, glances)
         side = usual_side(image_size) if side is None else side
         check_side(side, image_size)
+        part, axes = (crops, 2) if frames is None else (every_frame, 1)
         stem = {"stem": "small" if side < SMALL_STEM else "imagenet"} if encoder.stems else {}
         first, later = (feature_maps(encoder.make(**stem)) for _ in range(2))
         with torch.no_grad():
@@ -51,8 +57,8 @@ class GlanceNet(nn.Module):
         cell = nn.GRUCell(width, width)
         blocks: list[nn.Module] = [FirstGlance(side, first, nn.Linear(width, num_classes), cell)]
         own = nn.Linear(width, num_classes)
-        policy = Policy(width, reduced)
-        blocks += [NextGlance(i, side, later, own, cell, policy) for i in range(glances - 1)]
+        policy = Policy(width, reduced, axes)
+        blocks += [NextGlance(i, side, part, later, own, cell, policy) for i in range(glances - 1)]
         self.glances = nn.ModuleList(blocks)
         self.conclusion = Conclusion(width, num_classes)
 
@@ -103,9 +109,19 @@ def check_side(side: int, size: int) -> None:
         )
 
 
+def frame_side(frames: int, size: int, glances: int) -> int:
+    """Pixels of a frame of a clip; ValueError for frames that do not fill it, or fewer than glances."""
+    across = isqrt(frames)
+    if across**2 != frames or across < 2 or size % across:
+        raise ValueError(f"{frames} frames do not fill clips of {size} pixels in rows of {across}")
+    if glances - 1 > frames:
+        raise ValueError(f"{glances} glances see {glances - 1} frames, and a clip has {frames}")
+    return size // across
+
+
 def is_glance(name: str) -> bool:
     """Check whether a name is that of a network that glances, such as "glance-resnet20/4"."""
-    return name.startswith(PREFIX + "resnet") and "/" in name
+    return name.startswith((f"{CROPS}resnet", f"{FRAMES}resnet")) and "/" in name
 
 
 def glance_builder(name: str, encoders: Callable[[str], Builder]) -> Builder:
@@ -114,14 +130,15 @@ def glance_builder(name: str, encoders: Callable[[str], Builder]) -> Builder:
     Args:
         encoders: gives the builder of an encoder by name.
     """
-    encoder, _, number = name.removeprefix(PREFIX).partition("/")
+    prefix = CROPS if name.startswith(CROPS) else FRAMES
+    encoder, _, number = name.removeprefix(prefix).partition("/")
     count = int(number) if number.isdecimal() else 0
     if not 1 < count <= MOST:
         raise ValueError(
-            f"no network {name!r}: say how many glances, 2 to {MOST}, such as {PREFIX}{encoder}/4"
+            f"no network {name!r}: say how many glances, 2 to {MOST}, such as {prefix}{encoder}/4"
         )
     family = {str(i): (i,) for i in range(1, count + 1)}
     return Builder(
-        partial(GlanceNet, encoders(encoder), count), ("glances",), str(count), family, size=96,
-        size_argument="image_size",
+        partial(GlanceNet, encoders(encoder), count), ("glances",), str(count), family,
+        size=96 if prefix == CROPS else 128, size_argument="image_size",
     )  # fmt: skip

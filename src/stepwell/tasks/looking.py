@@ -1,0 +1,107 @@
+"""The task of learning where to look: the network, then its policy, then the network again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from stepwell.data import Batches
+from stepwell.evaluation import evaluate
+from stepwell.flags import Together, flag
+from stepwell.measure.glances import glances_at, measure_glances
+from stepwell.methods.glance import GlancePolicy, Glances
+from stepwell.nets.decisions.glances import Where, policy_of
+from stepwell.nets.nested.net import NestedNet
+from stepwell.tasks import classification
+from stepwell.tasks.classification import Inputs, Measured
+from stepwell.training import Loop, fit
+from stepwell.training.optim import optimizer_of
+from stepwell.training.optimisation import Smoothed
+
+#: Learning rates: the policy's, and the share of the network's own in the last phase.
+POLICY_RATE, TUNE_SHARE = 3e-4, 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookingAblation(Together):
+    """Options for studies.
+
+    Attributes:
+        where: who chooses the places: without the policy there is no phase for it.
+    """
+
+    where: Where = "policy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looking:
+    """Glances, and the policy that places them.
+
+    Attributes:
+        glances: number of glances; the first sees everything, scaled down.
+        policy_epochs: passes for the policy alone.
+        tune_epochs: last passes for the network, which sees what the policy looks at.
+        discount: weight of what the next glance gains, beside what this one does.
+        spread: standard deviation of places in training.
+    """
+
+    TITLE: ClassVar = "glance"
+    glances: int = 4
+    policy_epochs: Annotated[int | None, flag("N", "a quarter of --epochs")] = None
+    tune_epochs: Annotated[int | None, flag("N", "a sixth of --epochs")] = None
+    discount: float = 0.7
+    spread: float = 0.1
+
+    @property
+    def fewer(self) -> list[str]:
+        """The names of all numbers of glances but the last."""
+        return [str(i) for i in range(1, self.glances)]
+
+
+def learn_to_look(
+    recipe: str, out: Path, loop: Loop, arguments: Mapping[str, Any], inputs: Inputs[Batches],
+    net: NestedNet, looking: Looking, training: Smoothed, where: Where,
+) -> dict[str, Any]:  # fmt: skip
+    """Train a network that glances, measure it, and return the results of its run.
+
+    Args:
+        recipe, out, loop, arguments, inputs, net: as for `open_task`.
+        where: who chooses the places; without the policy, there is no phase for it.
+    """
+    assert training.epochs is not None
+    objective = partial(Glances, net, label_smoothing=training.label_smoothing)
+    begin: Where = "random" if where == "policy" else where
+    with classification.open_task(recipe, out, loop, arguments, inputs, net) as task:
+
+        def validate(where: Where) -> Any:
+            part = task.validation
+            return None if part is None else lambda: evaluate(glances_at(net, where), part)
+
+        learn = partial(fit, run=task.run, loop=loop, patience=training.patience)
+        learn(
+            objective(where=begin), task.train, training.optim(), phase="random",
+            epochs=training.epochs, validate=validate(begin),
+        )  # fmt: skip
+        if where == "policy":
+            policy = GlancePolicy(net, discount=looking.discount, spread=looking.spread)
+            learn(
+                policy, task.train.reseeded("policy"),
+                optimizer_of("adam", POLICY_RATE, weight_decay=0.0), phase="policy",
+                epochs=looking.policy_epochs or max(1, training.epochs // 4), validate=validate(where),
+            )  # fmt: skip
+            net.requires_grad_(True)
+        learn(
+            objective(where=where), task.train.reseeded("tune"), training.optim(TUNE_SHARE),
+            phase="tune", epochs=looking.tune_epochs or max(1, training.epochs // 6),
+            validate=validate(where),
+        )  # fmt: skip
+        policy_of(net.module).requires_grad_(True)
+
+        def measure(net: NestedNet, test: Any) -> Measured:
+            results, logits, labels, places = measure_glances(net, test, where)
+            more = {} if places is None else {"places": places.numpy()}
+            return Measured(results, logits, labels, results["costs"], more)
+
+        cascade = {"criterion": "confidence"} if where == "policy" else None
+        return classification.finish(task, net, cascade=cascade, measure=measure)
