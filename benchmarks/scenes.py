@@ -1,55 +1,90 @@
-"""Scenes for networks that look at parts of an image: a small picture somewhere on a photograph.
+"""Scenes for networks that look at parts of an image: a handwritten digit somewhere on a photograph.
 
-`python -m benchmarks.scenes IMAGES OUT` takes class folders (`train/`, `test/`) of small images, such
-as CIFAR-10's, and scikit-learn's two photographs as backgrounds. The scenes are made, from real parts.
+`python -m benchmarks.scenes OUT` writes class folders. The digits and the photographs are real ones of
+scikit-learn, without a download; the scenes are made of them.
 """
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_sample_images
+from sklearn.datasets import load_digits, load_sample_images
 
-#: Sides of a scene and of the picture on it; pictures of a class in each part.
-SIZE, SIDES, COUNTS = 96, (24, 33), {"train": 1000, "test": 500}
+#: Sides of a scene and of the digit on it, and scenes of a class in each part.
+SIZE, SIDES, COUNTS = 96, (20, 29), {"train": 600, "test": 300}
+#: Digits of the set that stand in training scenes; the others stand in test scenes.
+TRAINING = 1200
 
 
-def write_scenes(images: Path, out: Path, counts: dict[str, int], seed: int = 0) -> None:
-    """Write `counts` scenes of each class and part below `out`.
+class Parts:
+    """The digits and photographs of one part of the data; the parts share none."""
 
-    The parts take different pictures, and different halves of the photographs.
-    """
-    photographs = load_sample_images().images
+    def __init__(self, part: str) -> None:
+        digits = load_digits()
+        own = (np.arange(len(digits.target)) < TRAINING) == (part == "train")
+        self.digits = {n: digits.images[own & (digits.target == n)] for n in range(10)}
+        halves = []
+        for photograph in load_sample_images().images:
+            middle = photograph.shape[1] // 2
+            halves.append(photograph[:, :middle] if part == "train" else photograph[:, middle:])
+        self.photographs = halves
+
+    def background(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """A piece of a photograph."""
+        whole = self.photographs[int(rng.integers(len(self.photographs)))]
+        top = int(rng.integers(0, whole.shape[0] - height + 1))
+        left = int(rng.integers(0, whole.shape[1] - width + 1))
+        return whole[top : top + height, left : left + width].astype(np.float64)
+
+    def ink(
+        self, number: int, side: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The ink (side, side, 1) of a digit, from 0 to 1, and its light or dark colour."""
+        images = self.digits[number]
+        grey = Image.fromarray((images[int(rng.integers(len(images)))] * 15.9).astype(np.uint8))
+        scaled = np.asarray(grey.resize((side, side), Image.Resampling.BICUBIC), np.float64)
+        light = rng.random() < 0.5
+        return scaled[..., None] / 255, rng.uniform(150, 255, 3) if light else rng.uniform(0, 90, 3)
+
+
+def paste(
+    pixels: NDArray[np.float64], ink: NDArray[np.float64], colour: NDArray[np.float64], top: int,
+    left: int,
+) -> None:  # fmt: skip
+    """Draw ink onto pixels."""
+    at = pixels[top : top + len(ink), left : left + len(ink)]
+    at[:] = at * (1 - ink) + colour * ink
+
+
+def as_image(pixels: NDArray[np.float64]) -> Image.Image:
+    """Pixels as a picture."""
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def scene(parts: Parts, number: int, rng: np.random.Generator) -> Image.Image:
+    """A digit at a random place and size."""
+    pixels = parts.background(SIZE, SIZE, rng)
+    ink, colour = parts.ink(number, int(rng.integers(*SIDES)), rng)
+    top, left = (int(v) for v in rng.integers(0, SIZE - len(ink) + 1, 2))
+    paste(pixels, ink, colour, top, left)
+    return as_image(pixels)
+
+
+def write_scenes(out: Path, counts: dict[str, int], seed: int = 0) -> None:
+    """Write `counts` scenes of each digit and part below `out`."""
     for part, count in counts.items():
-        for folder in sorted(f for f in (images / part).iterdir() if f.is_dir()):
-            place = out / part / folder.name
+        parts = Parts(part)
+        for number in range(10):
+            place = out / part / str(number)
             place.mkdir(parents=True, exist_ok=True)
-            rng = np.random.default_rng([seed, *f"{part}/{folder.name}".encode()])
-            files = sorted(folder.iterdir())
-            for i in rng.permutation(len(files))[:count]:
-                with Image.open(files[i]) as picture:
-                    scene = scene_of(picture, photographs, part == "train", rng)
-                scene.save(place / f"{files[i].stem}.png")
-
-
-def scene_of(
-    picture: Image.Image, photographs: Any, left_half: bool, rng: np.random.Generator
-) -> Image.Image:
-    """A picture at a random place and size on a piece of a photograph."""
-    photograph = photographs[int(rng.integers(len(photographs)))]
-    middle = photograph.shape[1] // 2
-    half = photograph[:, :middle] if left_half else photograph[:, middle:]
-    top, left = (int(rng.integers(0, side - SIZE)) for side in half.shape[:2])
-    scene = Image.fromarray(half[top : top + SIZE, left : left + SIZE])
-    side = int(rng.integers(*SIDES))
-    at = tuple(int(v) for v in rng.integers(0, SIZE - side + 1, 2))
-    scene.paste(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), at)
-    return scene
+            rng = np.random.default_rng([seed, number, *part.encode()])
+            for i in range(count):
+                scene(parts, number, rng).save(place / f"{i:04d}.png")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        raise SystemExit("python -m benchmarks.scenes IMAGES OUT")
-    write_scenes(Path(sys.argv[1]), Path(sys.argv[2]), COUNTS)
+    if len(sys.argv) != 2:
+        raise SystemExit("python -m benchmarks.scenes OUT")
+    write_scenes(Path(sys.argv[1]), COUNTS)

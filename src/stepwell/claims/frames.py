@@ -111,7 +111,7 @@ CLAIMS = [
 STUDY = Study(
     key="frames", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
     note=("The paper's results are of videos (FCVID, ActivityNet). Ours are of clips made from real "
-          "pictures and photographs (`python -m benchmarks.clips`), in which the picture shows in two "
+          "digits and photographs (`python -m benchmarks.clips`), in which the digit shows in two "
           "to four of 16 frames."),
     common={"data": "clips", "epochs": 16, "batch_size": 128, "val_fraction": 0.1},
     quick=small_clips,

@@ -1,7 +1,7 @@
 """Glances: does it pay to choose where to look?
 
 A network of two ResNet-8 (one for the first glance, one for the crops) looks three or four times at
-scenes with one small picture somewhere; see `benchmarks/scenes.py`. Rivals take as many passes: the
+scenes with one small digit somewhere; see `benchmarks/scenes.py`. Rivals take as many passes: the
 same network with crops at random places, or all in the middle, and ResNet-8 on the whole image at
 about the cost of all glances.
 
@@ -80,7 +80,7 @@ CLAIMS = [
 
 STUDY = Study(
     key="glance", arms=ARMS, claims=CLAIMS, primary=PRIMARY,
-    note=("The paper's results are of ImageNet. Ours are of scenes made from real pictures and "
+    note=("The paper's results are of ImageNet. Ours are of scenes made from real digits and "
           "photographs (`python -m benchmarks.scenes`), where most of an image is background. A tenth "
           "of the training images sets the thresholds."),
     common={"data": "scenes", "size": 96, "epochs": 16, "batch_size": 128, "val_fraction": 0.1},
