@@ -27,16 +27,17 @@ class Job:
 
     input: as the network takes it. arrived, due: seconds of the clock. row: asked for by the request.
     top: number of classes to give. future: gets the answer (see `engine`).
-    deadline: is `due`, until the request is late.
+    deadline: when the network must be done with it: by default `due`. A late request gets another one.
     """
 
     __slots__ = ("arrived", "deadline", "due", "future", "input", "row", "top")
 
     def __init__(
         self, input: Any, arrived: float, due: float, *, row: str | None = None, top: int = 1,
-        future: Any = None,
+        future: Any = None, deadline: float | None = None,
     ) -> None:  # fmt: skip
-        self.input, self.arrived, self.due, self.deadline = input, arrived, due, due
+        self.input, self.arrived, self.due = input, arrived, due
+        self.deadline = due if deadline is None else deadline
         self.row, self.top, self.future = row, top, future
 
 
@@ -68,7 +69,7 @@ class Scheduler:
         self._window = max(RATE_SECONDS, RATE_PROMISES * promise)
 
     def admit(self, due: float, now: float, row: str | None = None) -> None:
-        """Let a request in; FullError if the queue is full, or if the request would surely be late.
+        """Let a request in; FullError if the queue is full, or if it would surely not be done by `due`.
 
         One that asks for a row counts as late if its batch would begin after `due`.
         """
@@ -156,7 +157,7 @@ class Scheduler:
     def _postpone(self, now: float) -> None:
         """Give requests that are too late a second deadline."""
         soonest = now + self.controller.table.seconds(self.controller.fastest)
-        late = [job for job in self.queue if job.deadline < soonest and job.deadline == job.due]
+        late = [job for job in self.queue if job.deadline < soonest and job.deadline <= job.due]
         for job in late:
             job.deadline = now + job.due - job.arrived
         if late:
