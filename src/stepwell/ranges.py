@@ -42,7 +42,8 @@ _NAMES = {
         "walks window dimensions max_edges policy_epochs tune_epochs"
     ),
     # BatchNorm cannot train on one image
-    TWO_OR_MORE: "batch_size glances experts kernels walk_length",
+    Range("between 2 and 16", lambda v: 2 <= v <= 16): "glances",
+    TWO_OR_MORE: "batch_size experts kernels walk_length",
     PIXELS: "size teacher_size glance_size",
     POSITIVE: (
         "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs threshold "

@@ -265,7 +265,7 @@ def looked(accuracies, controls=None, macs=10):
     saved = {"macs": 30, "full_macs": 40, "ms": 4.0, "full_ms": 5.0, "oracle_accuracy": 0.9}
     return {
         "test": test, "costs": {str(i): {"macs": macs * i} for i in range(1, len(test) + 1)},
-        "glance": {name: {"4": a / 100} for name, a in (controls or {}).items()},
+        "glance": {"oracle": 0.9, **{name: {"4": a / 100} for name, a in (controls or {}).items()}},
         "cascade": {"test": saved},
     }  # fmt: skip
 

@@ -9,12 +9,18 @@ import torch
 
 import stepwell
 from stepwell import cli
+from stepwell.data import load_images
 from stepwell.nets import build
 from stepwell.nets.decisions.glances import policy_of
 from stepwell.recipes import train
 from stepwell.report.glances import framed
+from stepwell.tasks.looking import start_glances
 from stepwell.training import Loop
 
+AS_FLAGS = [
+    "--net", "resnet8", "--part", "1/6", "--size", "16", "--glances", "2", "--glance-size", "8",
+    "--epochs", "1",
+]  # fmt: skip
 pytestmark = pytest.mark.usefixtures("quick")
 FEW = {
     "data": "digits", "net": "resnet8", "part": "1/6", "size": 16, "glances": 3, "glance_size": 8,
@@ -39,6 +45,7 @@ def test_a_run_has_every_glance_its_controls_and_a_cascade(trained):
     assert [sum(map(sum, looks)) for looks in found["looks"]] == [results["examples"]] * 2
     places = np.load(out / "predictions.npz")["places"]
     assert places.shape == (results["examples"], 2, 2)
+    assert found["oracle"] >= max(results["test"][f"{i}/accuracy"] for i in (1, 2, 3))
     assert {*results["cascade"]["validation"]["depths"]} <= {"1", "2", "3"}
     lines = (out / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in lines] == ["random", "policy", "tune"]
@@ -47,7 +54,7 @@ def test_a_run_has_every_glance_its_controls_and_a_cascade(trained):
 
 def test_without_a_policy_there_is_no_phase_for_it(tmp_path):
     results = train("glance", out=tmp_path / "r", where="random", **FEW)
-    assert results["glance"] == {"where": "random", "side": 8}
+    assert {*results["glance"]} == {"where", "side", "oracle"}
     assert "cascade" not in results
     assert "places" not in np.load(tmp_path / "r" / "predictions.npz")
     torch.manual_seed(0)
@@ -62,6 +69,8 @@ def test_without_a_policy_there_is_no_phase_for_it(tmp_path):
 def test_every_command_takes_the_run(trained, tmp_path, capsys, image_folder):
     out, results = trained
     pictures = image_folder(("a",), 3, (16, 16))
+    cli.main(["train", "glance", "--data", "digits", "--out", str(tmp_path / "r"), *AS_FLAGS])
+    assert "places of another image" in capsys.readouterr().out
     cli.main(["eval", str(out), "--json"])
     assert json.loads(capsys.readouterr().out)["test"] == results["test"]
     cli.main(["predict", str(out), str(pictures), "--cascade", "--json"])
@@ -92,9 +101,9 @@ def test_a_frame_is_around_the_crop():
 
 def test_what_cannot_be_is_refused(tmp_path, capsys):
     for flags, message in (
-        (["--net", "vgg13_bn"], "the encoder of glances is a ResNet"),
-        (["--glances", "1"], "--glances 1: must be 2 or more"),
-        (["--glances", "17"], "say how many glances, 2 to 16"),
+        (["--net", "vgg13_bn"], "name the ResNet that sees a glance, such as resnet20"),
+        (["--glances", "1"], "--glances 1: must be between 2 and 16"),
+        (["--glances", "17"], "--glances 17: must be between 2 and 16"),
         ([], "images of 8 pixels cannot be divided into glances of 8 pixels or more: use --size 16"),
         (["--size", "24", "--glance-size", "9"], "glances of 9 pixels do not divide images of 24"),
         (["--spread", "0"], "--spread 0"),
@@ -104,3 +113,31 @@ def test_what_cannot_be_is_refused(tmp_path, capsys):
         assert stop.value.code == 2
         assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "x").exists()
+
+
+def test_encoders_start_from_a_trained_resnet_and_a_run_from_itself(trained, tmp_path):
+    plain = stepwell.save(build("resnet8", num_classes=3), tmp_path / "plain.safetensors")
+    net = start_of(plain)
+    for glance in net.module.glances:
+        assert torch.equal(glance.encoder.conv1.weight, stepwell.load(plain).module.conv1.weight)
+    own = start_of(trained[0])
+    assert torch.equal(
+        own.module.conclusion.fc.weight, stepwell.load(trained[0]).module.conclusion.fc.weight
+    )
+    other = stepwell.save(build("resnet14", num_classes=3), tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other.safetensors does not fit the encoders \(layer1"):
+        start_of(other)
+
+
+def start_of(file):
+    splits = load_images("digits", 16)
+    net, _ = start_glances(splits, "glance-resnet8/3", ["1", "2"], file, side=8)
+    return net
+
+
+@pytest.mark.parametrize("recipe", ["supervised", "ekd", "exits"])
+def test_other_recipes_leave_its_decisions_to_it(recipe, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", recipe, "--data", "digits", "--size", "16", "--net", "glance-resnet8/3",
+                  "--out", str(tmp_path / "x")])  # fmt: skip
+    assert "only `stepwell train glance` teaches its decisions" in capsys.readouterr().err

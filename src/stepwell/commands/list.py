@@ -35,7 +35,7 @@ def list_(what: Positional[Literal["all", "dynamic"]] = "all", *, json: Json = F
 
 
 def _list_dynamic(*, json: bool) -> None:
-    """Print the leaves of dynamic inference: recipe, paper, and whether its claims were tested."""
+    """Print the leaves of dynamic inference: recipe, paper, and the study of its claims."""
     if json:
         keys = ("recipe", "paper", "verified")
         print_json({
@@ -45,8 +45,7 @@ def _list_dynamic(*, json: bool) -> None:
         return
     branches = {
         section: [
-            f"{leaf}: {f'train {recipe}' if recipe else 'not there'} · {paper} · "
-            f"{f'verify {system}' if system else 'not verified'}"
+            f"{leaf}: train {recipe} · {paper} · verify {system}"
             for leaf, (recipe, paper, system) in leaves.items()
         ]
         for section, leaves in DYNAMIC.items()

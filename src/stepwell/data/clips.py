@@ -70,7 +70,7 @@ class Clips(Format):
             except UNREADABLE as error:
                 raise ValueError(f"cannot read clip {path} ({error}): replace or remove it") from error
 
-        each(paths[:: -(-len(paths) // CHECKED)], check, "clip")
+        each(paths[:: max(1, -(-len(paths) // CHECKED))], check, "clip")
 
     def own_size(self, paths: Sequence[Path], usual: int) -> int:
         """The side of a clip's picture, where the caller names none: frames of their own size.

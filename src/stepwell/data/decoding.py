@@ -15,7 +15,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from stepwell.data.preprocess import UNREADABLE, Source, open_image, squared
+from stepwell.data.preprocess import LONGEST, UNREADABLE, Source, open_image, squared
 
 T = TypeVar("T")
 #: Most bytes of a set that is decoded into memory at once.
@@ -97,7 +97,7 @@ def check_files(paths: Sequence[Path]) -> None:
         except UNREADABLE:  # `verify` also refuses some damage that does no harm
             read_image(path, 1)
 
-    each(paths[:: -(-len(paths) // CHECKED)], check)
+    each(paths[:: max(1, -(-len(paths) // CHECKED))], check)
 
 
 def _ends_as_jpeg(path: Path) -> bool:
@@ -180,7 +180,8 @@ def is_small(content: bytes, size: int) -> bool:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             short, long = sorted(image.size)
-            return short * long <= SMALL and size**2 * long <= 2 * SMALL * short
+            scaled = size**2 * min(long / short, LONGEST)
+            return short * long <= SMALL and scaled <= 2 * SMALL
     except UNREADABLE:
         return True
 

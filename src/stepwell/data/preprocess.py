@@ -25,6 +25,8 @@ UNREADABLE = (
     EOFError, struct.error, zlib.error, MemoryError, OverflowError, Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )  # fmt: skip
+#: Of an image that is longer than this many times its shorter side, the middle part is scaled.
+LONGEST = 8
 #: Orientations of EXIF that swap height and width.
 SWAPPED = (5, 6, 7, 8)
 #: An image: its file, a PIL image, or an array (height, width) or (height, width, 3 or 4).
@@ -128,11 +130,13 @@ def _whole(image: Image.Image, longest: int | None) -> NDArray[np.uint8]:
 
 def _squared(image: Image.Image, size: int) -> NDArray[np.uint8]:
     image = _upright(image)
-    width, height = image.size
+    width, height = (min(side, LONGEST * min(image.size)) for side in image.size)
+    if (width, height) != image.size:  # a line of one pixel would grow without bound
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     if (width, height) != (size, size):
         scale = size / min(width, height)
         scaled = max(size, round(width * scale)), max(size, round(height * scale))
-        _check_pixels(*scaled)  # a line of one pixel would grow without bound
         image = image.resize(scaled, Image.Resampling.BILINEAR)
         left, top = (image.width - size) // 2, (image.height - size) // 2
         image = image.crop((left, top, left + size, top + size))

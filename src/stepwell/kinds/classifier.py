@@ -40,6 +40,7 @@ EXTRA: Mapping[str, Callable[..., None]] = {
     "cascade": tables.show_cascade,
     "adder_bits": lambda found, row, noun: tables.show_bits(found, row=row),
     "fidelity": lambda found, row, noun: tables.show_fidelity(found),
+    "glance": lambda found, row, noun: tables.show_glances(found, noun=noun),
     **{k: lambda found, key=k, **_: tables.show_mixture(key, found) for k in MIXTURES},
 }  # fmt: skip
 #: Words of the columns of an evaluation.

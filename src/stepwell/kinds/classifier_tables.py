@@ -74,6 +74,24 @@ def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth", noun: str = 
         )
 
 
+def show_glances(glance: Mapping[str, Any], *, noun: str = "image") -> None:
+    """Print the accuracies of a network that glances, with its crops or frames elsewhere."""
+    if "others" not in glance:
+        return
+    columns = {
+        "others": f"places of another {noun}", "random": "random places", "fixed": "fixed places",
+    }  # fmt: skip
+    rows = [
+        [count, *(f"{100 * glance[key][count]:.2f} %" for key in columns)] for count in glance["others"]
+    ]
+    show(table("with other places, on test data", ["glances", *columns.values()], rows))
+    show(
+        f"over the {noun}s, places vary by {glance['apart']:.2f} (random ones by 0.29); right at any "
+        f"glance: {100 * glance['oracle']:.2f} %",
+        style="dim",
+    )
+
+
 def with_wilson(part: Mapping[str, Any]) -> str:
     """Write an accuracy with the ends of its 95 % interval."""
     ends = share_interval(part["accuracy"], part["images"])

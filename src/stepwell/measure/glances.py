@@ -46,16 +46,16 @@ def measure_glances(
 
     Returns:
         Results as a run's results.json has them, the logits by number of glances, the labels, and the
-        policy's places. The results have under "glance": "side", pixels of a glance. If the policy
-        places the glances, too: by control ("others": the places of another image, drawn at random;
-        "random", "fixed") the accuracies by number of glances; "looks", for each glance how many
-        images have its corner in each cell of a grid, rows from the top, or its frame in each part of
-        the clip; and "apart", the standard
-        deviation of the places over the images.
+        policy's places. The results have under "glance": "side", pixels of a glance, and "oracle", the
+        accuracy if every image stopped at its first right glance. If the policy places the glances:
+        by control ("others": the places of another image, drawn at random; "random", "fixed") the
+        accuracies by number of glances; "looks", for each glance how many images have its corner in
+        each cell of a grid, rows from the top, or its frame in each part of the clip; and "apart", the
+        standard deviation of the places over the images.
     """
     net.eval()
     glance: dict[str, Any] = {"where": where, "side": side_of(net.module)}
-    places = None
+    places: Places | None = None
     if where == "policy":
         logits, labels, places = looked_at(net, test)
         glance["others"] = _accuracies(at_places_of_others(net, places), test)
@@ -65,6 +65,8 @@ def measure_glances(
         glance["apart"] = places.std(0).mean().item() if len(places) > 1 else 0.0
     else:
         logits, labels = gather_logits(glances_at(net, where), test)
+    right = torch.stack([values.argmax(1) == labels for values in logits.values()])
+    glance["oracle"] = right.any(0).double().mean().item()
     costs = cost_table(net.cpu(), net.card.size)
     results = results_of(tally_of("classifier").add(logits, labels), net.card.classes, costs)
     return results | {KEY: glance}, logits, labels, places

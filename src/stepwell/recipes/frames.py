@@ -11,7 +11,7 @@ from stepwell.flags import Flags, Hidden, checked
 from stepwell.nets.families.glance import FRAMES
 from stepwell.recipes import flags
 from stepwell.tasks import classification
-from stepwell.tasks.looking import Looking, LookingAblation, learn_to_look
+from stepwell.tasks.looking import Looking, LookingAblation, learn_to_look, start_glances
 from stepwell.training import Loop
 from stepwell.training.optimisation import Smoothed
 
@@ -21,6 +21,7 @@ def frames(
     data: flags.Data,
     out: flags.Out,
     net: flags.Net = "resnet20",
+    init: flags.Init = None,
     clips: Flags[Frames] = Frames(),
     looking: Flags[Looking] = Looking(),
     images: Flags[Images] = Images(),
@@ -38,6 +39,7 @@ def frames(
         stepwell train frames --data clips/ --out runs/frames
         stepwell train frames --data clips/ --out runs/frames --frames 9 --glances 3 --size 144
     """
+    init = flags.file_of(init)
     training = classification.settled(training)
     clips.check()
     images = replace(
@@ -45,14 +47,16 @@ def frames(
     )  # a mirrored picture of a clip would have its frames in another order
     arguments = checked(locals())
     if not net.startswith("resnet"):
-        raise ValueError(f"--net {net}: the encoder of frames is a ResNet (resnet20)")
+        raise ValueError(f"--net {net}: name the ResNet that sees a frame, such as resnet20")
     torch.manual_seed(training.seed)
     name = f"{FRAMES}{net}/{looking.glances}"
     splits = classification.read_splits(data, out, images, name, pictures=clips)
     if not splits.train.drawing:
         raise ValueError(f"--data {data} holds no clips: give class folders of GIF or WebP files")
-    nested, _ = classification.start_network(splits, name, looking.fewer, frames=clips.frames)
-    inputs = classification.prepare(splits, images, training, changes=Augmentation("none"))
+    nested, start = start_glances(splits, name, looking.fewer, init, frames=clips.frames)
+    inputs = classification.prepare(
+        splits, images, training, start=start, init=init, changes=Augmentation("none")
+    )
     return learn_to_look(
         "frames", out, loop, arguments, inputs, nested, looking, training, ablation.where
     )

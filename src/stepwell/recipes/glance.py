@@ -10,7 +10,7 @@ from stepwell.flags import Flags, Hidden, checked, flag
 from stepwell.nets.families.glance import CROPS
 from stepwell.recipes import flags
 from stepwell.tasks import classification
-from stepwell.tasks.looking import Looking, LookingAblation, learn_to_look
+from stepwell.tasks.looking import Looking, LookingAblation, learn_to_look, start_glances
 from stepwell.training import Loop
 from stepwell.training.optimisation import Smoothed
 
@@ -31,6 +31,7 @@ def glance(
     data: flags.Data,
     out: flags.Out,
     net: flags.Net = "resnet20",
+    init: flags.Init = None,
     looking: Flags[Crops] = Crops(),
     images: Flags[TrainingImages] = TrainingImages(),
     training: Flags[Smoothed] = Smoothed(),
@@ -47,16 +48,17 @@ def glance(
         stepwell train glance --data photos/ --size 96 --out runs/glances
         stepwell train glance --data photos/ --size 224 --net resnet18 --glances 5 --out runs/glances
     """
+    init = flags.file_of(init)
     training = classification.settled(training)
     arguments = checked(locals())
     if not net.startswith("resnet"):
-        raise ValueError(f"--net {net}: the encoder of glances is a ResNet (resnet20)")
+        raise ValueError(f"--net {net}: name the ResNet that sees a glance, such as resnet20")
     torch.manual_seed(training.seed)
     name = f"{CROPS}{net}/{looking.glances}"
     splits = classification.read_splits(data, out, images, name)
     own: dict[str, Any] = {} if looking.glance_size is None else {"side": looking.glance_size}
-    nested, _ = classification.start_network(splits, name, looking.fewer, **own)
-    inputs = classification.prepare(splits, images, training)
+    nested, start = start_glances(splits, name, looking.fewer, init, **own)
+    inputs = classification.prepare(splits, images, training, start=start, init=init)
     return learn_to_look(
         "glance", out, loop, arguments, inputs, nested, looking, training, ablation.where
     )

@@ -185,7 +185,7 @@ class Engine:
         if budget_ms is None:
             return
         if not 0 < budget_ms < 1e9:
-            raise ValueError(f"budget_ms {budget_ms:g}: must be a number of milliseconds above 0")
+            raise ValueError(f"budget_ms {budget_ms:g}: must be above 0 and below 1e9")
         fastest = 1000 * self.table.measured(self.ladder[0])
         if row is None and budget_ms < fastest:
             raise ValueError(

@@ -179,6 +179,8 @@ def start_network(
     """
     size, classes = splits.train.size, splits.train.classes
     if isinstance(net, str):
+        if own_recipe := builder_of(net).recipe:
+            raise ValueError(f"--net {net}: only `stepwell train {own_recipe}` teaches its decisions")
         own = input_arguments(net, size, stem) | ({"stages": stages} if stages else {})
         net = build(net, depths, norms=norms, num_classes=len(classes), **own, **parts)
     check_size(net, size)

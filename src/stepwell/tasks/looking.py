@@ -1,17 +1,21 @@
 """The task of learning where to look: the network, then its policy, then the network again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from stepwell.data import Batches
+from stepwell.data import Batches, Splits
 from stepwell.evaluation import evaluate
 from stepwell.flags import Together, flag
 from stepwell.measure.glances import glances_at, measure_glances
 from stepwell.methods.glance import GlancePolicy, Glances
+from stepwell.nets import build
 from stepwell.nets.decisions.glances import Where, policy_of
+from stepwell.nets.families.glance import start_encoders
+from stepwell.nets.files.initial_weights import Start, start_pretrained
+from stepwell.nets.files.nested import load
 from stepwell.nets.nested.net import NestedNet
 from stepwell.tasks import classification
 from stepwell.tasks.classification import Inputs, Measured
@@ -57,6 +61,38 @@ class Looking:
     def fewer(self) -> list[str]:
         """The names of all numbers of glances but the last."""
         return [str(i) for i in range(1, self.glances)]
+
+
+def start_glances(
+    splits: Splits, name: str, fewer: Sequence[str], init: Literal["pretrained"] | Path | None,
+    **own: Any,
+) -> tuple[NestedNet, Start | None]:  # fmt: skip
+    """Build a network that glances, with its initial weights, and a record of these.
+
+    Args:
+        name, fewer: of the network, and of its numbers of glances but the last.
+        init: a run of such a network; or a run of its ResNet, or the "pretrained" one, for encoders.
+        own: arguments of the network.
+
+    Raises:
+        ValueError: no such network, glances that do not fit the images, or weights that do not fit.
+    """
+    size, classes = splits.train.size, splits.train.classes
+    net = build(name, fewer, num_classes=len(classes), image_size=size, **own)
+    _, start = classification.start_network(splits, net)
+    if init is None:
+        return net, start
+    encoder = name[name.index("-") + 1 : name.index("/")]
+    if init == "pretrained":
+        theirs = build(encoder)
+        card = start_pretrained(theirs).card
+    else:
+        theirs = load(init)
+        card = theirs.card
+        if theirs.builder is not None and theirs.builder[0] == name:
+            return classification.start_network(splits, net, init=init)
+    start_encoders(net.module, theirs.module, init)
+    return net, Start(card, ())
 
 
 def learn_to_look(

@@ -18,6 +18,7 @@ class Builder(NamedTuple):
     stems: True if `make` takes `stem`.
     size: usual height and width of the input.
     size_argument: the argument of `make` that sets the input size, for a network made for one size.
+    recipe: the one recipe that teaches the network's decisions; empty for a network without any.
     """
 
     make: Callable[..., nn.Module]
@@ -27,3 +28,4 @@ class Builder(NamedTuple):
     stems: bool = False
     size: int = 224
     size_argument: str | None = None
+    recipe: str = ""

@@ -4,7 +4,7 @@ Every number of glances is a depth: "1" has seen the image scaled down, "3" two 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import isqrt
 
@@ -17,6 +17,7 @@ from stepwell.nets.families.builder import Builder
 from stepwell.types import Images
 
 CROPS, FRAMES = "glance-", "frames-"
+RECIPES = {CROPS: "glance", FRAMES: "frames"}
 #: Glances of a network, at most; pixels of a glance, at least.
 MOST, SMALLEST = 16, 8
 #: Glances of fewer pixels get an encoder with the small stem, where there is a choice.
@@ -68,6 +69,27 @@ class GlanceNet(nn.Module):
         for glance in self.glances:
             value = glance(value)
         return self.conclusion(value)
+
+
+def start_encoders(net: nn.Module, resnet: nn.Module, source: object) -> None:
+    """Copy the layers of a ResNet into both encoders of a `GlanceNet`.
+
+    ValueError, which begins with the `source`, if they do not fit.
+    """
+    layers = feature_maps(resnet).state_dict()
+    first, later, *_ = (glance.encoder for glance in net.glances)  # type: ignore[union-attr]
+    for encoder in (first, later):
+        own = encoder.state_dict()
+        if unlike := [n for n in own.keys() | layers.keys() if _shape(own, n) != _shape(layers, n)]:
+            raise ValueError(
+                f"{source} does not fit the encoders ({min(unlike)} differs): name a run of the same "
+                "ResNet, with the stem that the glances have"
+            )
+        encoder.load_state_dict(layers)
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(state[name].shape) if name in state else None
 
 
 def feature_maps(resnet: nn.Module) -> nn.Sequential:
@@ -140,5 +162,5 @@ def glance_builder(name: str, encoders: Callable[[str], Builder]) -> Builder:
     family = {str(i): (i,) for i in range(1, count + 1)}
     return Builder(
         partial(GlanceNet, encoders(encoder), count), ("glances",), str(count), family,
-        size=96 if prefix == CROPS else 128, size_argument="image_size",
+        size=96 if prefix == CROPS else 128, size_argument="image_size", recipe=RECIPES[prefix],
     )  # fmt: skip
