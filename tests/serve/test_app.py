@@ -132,23 +132,6 @@ def test_an_input_that_is_read_quickly_is_not_handed_to_another_thread():
     assert pool == {b"1": False, b"22": True, b"x": False, b"3": True, b"4": True}
 
 
-def test_a_busy_event_loop_is_noticed():
-    def read(content):
-        time.sleep(0.1)  # in the event loop, because it is quick
-        return Toy().served().read(content)
-
-    engine = Engine(replace(Toy().served(), read=read, quick=lambda _: True), 5000, table=table())
-    with running(engine) as url:
-        assert post(url)[0] == 200
-        deadline = time.monotonic() + 5
-        while engine.lag < 0.01 and time.monotonic() < deadline:
-            post(url)
-        assert engine.lag >= 0.01
-        while engine.lag > 0.005 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert engine.lag <= 0.005
-
-
 def test_health_metrics_and_the_last_seconds(server):
     assert (get(f"{server}/healthz"), get(f"{server}/readyz")) == ("ok", "ready")
     post(server)

@@ -165,22 +165,3 @@ def test_a_runner_goes_shallower_when_the_time_gets_short_and_when_the_device_sl
     assert len(measured) == 3
     runner(x)
     assert len(measured) == 4
-
-
-def test_the_lag_of_the_carrier_counts_against_the_promise():
-    engine = Engine(Toy().served(), 100, table=table())
-    engine.lag = 0.02
-    with engine:
-        before = time.monotonic()
-        job = engine.admit()
-        assert job.arrived == pytest.approx(before - 0.02, abs=0.01)
-        assert job.due - job.arrived == pytest.approx(0.1)
-        assert job.due - job.deadline == pytest.approx(0.02)
-        job.input = 1.0
-        answer = engine.add(job).result(5)
-        assert answer.ms >= 40 + 2  # twice the lag, and the network
-        engine.lag = 0.06  # more than half of the promise: nothing is in time
-        engine.admit()  # but an idle server takes one
-        with pytest.raises(FullError):
-            engine.admit()
-        engine.withdraw(job)

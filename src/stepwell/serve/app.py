@@ -33,9 +33,6 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src blob: data:; connect-src 'self'; form-action 'none'; frame-ancestors 'none'"
 )
-#: Seconds between two looks at the lag of the event loop, the share of a new one in its mean, and how
-#: late a timer is when nothing else runs.
-LAG_SECONDS, LAG_SHARE, TIMER = 0.02, 0.3, 0.001
 QUERY = ("depth", "budget_ms", "top")
 
 
@@ -71,9 +68,7 @@ def make_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
-        watch = asyncio.ensure_future(_watch_lag(engine))
         yield
-        watch.cancel()
         await asyncio.to_thread(engine.close)
         readers.shutdown()
 
@@ -137,16 +132,6 @@ def make_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
 
     del app.openapi()["paths"]["/predict"]["post"]["responses"]["422"]  # `_invalid` sends 400
     return app
-
-
-async def _watch_lag(engine: Engine) -> None:
-    """Tell the engine how long the event loop lets requests and answers wait: how late a timer is."""
-    loop = asyncio.get_running_loop()
-    while True:
-        start = loop.time()
-        await asyncio.sleep(LAG_SECONDS)
-        late = max(0.0, loop.time() - start - LAG_SECONDS - TIMER)
-        engine.lag += LAG_SHARE * (late - engine.lag)
 
 
 class Uploads:

@@ -52,10 +52,6 @@ class Engine:
         batch: inputs that run together, at most. queue: requests that may wait.
         hysteresis: see `Controller`.
 
-    Attributes:
-        lag: seconds that a request waits before it is admitted, and its answer before it leaves, at
-            present; who carries the requests sets it. Both count against the promise.
-
     Raises:
         ValueError: no such row, or the promise is shorter than the time of the fastest one.
     """
@@ -81,7 +77,6 @@ class Engine:
         controller = Controller(self.table, ladder, hysteresis=hysteresis)
         self.scheduler = Scheduler(controller, promise, most=queue)
         self.observers: list[Observer] = []
-        self.lag = 0.0
         self._changed = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -141,16 +136,12 @@ class Engine:
         """Let a request in whose input is not ready yet: `add` or `withdraw` it. Errors as `submit`."""
         now = time.monotonic()
         ms = self.promise_ms if budget_ms is None else budget_ms
-        arrived = now - self.lag
-        due = arrived + ms / 1000
-        job = Job(
-            None, arrived, due, row=row, top=top, future=Future(), deadline=max(due - self.lag, now)
-        )
+        job = Job(None, now, now + ms / 1000, row=row, top=top, future=Future())
         with self._changed:
             if not self.ready:
                 raise StoppedError("the server is stopping")
             try:
-                self.scheduler.admit(job.deadline, now, row)
+                self.scheduler.admit(job.due, now, row)
             except FullError:
                 self._tell(None)
                 raise
@@ -236,7 +227,6 @@ class Engine:
         end = time.monotonic()
         with self._changed:
             self.scheduler.finished(row, len(jobs), end - start)
-        end += self.lag
         for job, prediction in zip(jobs, predictions, strict=True):
             answer = Answer(
                 prediction._replace(top=prediction.top[: job.top]), row,

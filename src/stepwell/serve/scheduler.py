@@ -27,17 +27,16 @@ class Job:
 
     input: as the network takes it. arrived, due: seconds of the clock. row: asked for by the request.
     top: number of classes to give. future: gets the answer (see `engine`).
-    deadline: when the network must be done with it: by default `due`. A late request gets another one.
+    deadline: is `due`, until the request is late.
     """
 
     __slots__ = ("arrived", "deadline", "due", "future", "input", "row", "top")
 
     def __init__(
         self, input: Any, arrived: float, due: float, *, row: str | None = None, top: int = 1,
-        future: Any = None, deadline: float | None = None,
+        future: Any = None,
     ) -> None:  # fmt: skip
-        self.input, self.arrived, self.due = input, arrived, due
-        self.deadline = due if deadline is None else deadline
+        self.input, self.arrived, self.due, self.deadline = input, arrived, due, due
         self.row, self.top, self.future = row, top, future
 
 
@@ -69,7 +68,7 @@ class Scheduler:
         self._window = max(RATE_SECONDS, RATE_PROMISES * promise)
 
     def admit(self, due: float, now: float, row: str | None = None) -> None:
-        """Let a request in; FullError if the queue is full, or if it would surely not be done by `due`.
+        """Let a request in; FullError if the queue is full, or if the request would surely be late.
 
         One that asks for a row counts as late if its batch would begin after `due`.
         """
@@ -157,7 +156,7 @@ class Scheduler:
     def _postpone(self, now: float) -> None:
         """Give requests that are too late a second deadline."""
         soonest = now + self.controller.table.seconds(self.controller.fastest)
-        late = [job for job in self.queue if job.deadline < soonest and job.deadline <= job.due]
+        late = [job for job in self.queue if job.deadline < soonest and job.deadline == job.due]
         for job in late:
             job.deadline = now + job.due - job.arrived
         if late:
