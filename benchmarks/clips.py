@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.scenes import Parts, as_image, paste
 
 #: Pixels of a frame and of the digit in it, frames of a clip, and clips of a class in each part.
-SIDE, SHOWN, FRAMES, COUNTS = 32, 20, 16, {"train": 500, "test": 300}
+SIDE, SHOWN, FRAMES, COUNTS = 32, 26, 16, {"train": 500, "test": 300}
 
 
 def clip(parts: Parts, number: int, rng: np.random.Generator) -> list[Image.Image]:
