@@ -2,7 +2,8 @@
 
 `python -m benchmarks.clips OUT` writes class folders. In two to four of 16 frames a digit moves over a
 piece of a photograph; the others show the piece alone, which drifts. Digits and photographs are real
-ones of scikit-learn, without a download; the clips are made of them.
+ones of scikit-learn, without a download; the clips are made of them. On a quarter of the size, a digit
+is a spot: it shows in which frame to look, and not what it is.
 """
 
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 from benchmarks.scenes import Parts, as_image, paste
 
 #: Pixels of a frame and of the digit in it, frames of a clip, and clips of a class in each part.
-SIDE, SHOWN, FRAMES, COUNTS = 32, 26, 16, {"train": 500, "test": 300}
+SIDE, SHOWN, FRAMES, COUNTS = 32, 14, 16, {"train": 500, "test": 300}
 
 
 def clip(parts: Parts, number: int, rng: np.random.Generator) -> list[Image.Image]:

@@ -1,7 +1,8 @@
 """Scenes for networks that look at parts of an image: a handwritten digit somewhere on a photograph.
 
 `python -m benchmarks.scenes OUT` writes class folders. The digits and the photographs are real ones of
-scikit-learn, without a download; the scenes are made of them: light ink on darkened photographs.
+scikit-learn, without a download; the scenes are made of them: light ink on darkened photographs. On a
+third of the size, a digit is a spot: it shows where to look, and not what it is.
 """
 
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 #: Sides of a scene and of the digit on it, and scenes of a class in each part.
-SIZE, SIDES, COUNTS = 96, (24, 33), {"train": 600, "test": 300}
+SIZE, SIDES, COUNTS = 96, (14, 18), {"train": 600, "test": 300}
 #: Digits of the set that stand in training scenes; the others stand in test scenes.
 TRAINING = 1200
 
