@@ -275,6 +275,7 @@ def test_glances_are_compared_with_other_places_and_the_whole_image():
         glance.POLICY: looked([40, 60, 70, 72], {"others": 65, "random": 64}),
         glance.RANDOM: looked([40, 55, 62, 66]), glance.CENTRE: looked([40, 50, 52, 53]),
         **{arm: network("8", 50, 0.6 + i / 10) for i, arm in enumerate(glance.STATIC)},
+        glance.ENCODER: network("8", 12, 0.9),
     }  # fmt: skip
     assert results.keys() == glance.ARMS.keys()
     assert judged(glance.STUDY, results) == pytest.approx({
@@ -287,7 +288,7 @@ def test_frames_are_compared_with_even_ones_and_all():
     results = {
         frames.POLICY: looked([30, 60, 70, 75], {"others": 60, "fixed": 62}),
         frames.EVEN: looked([30, 50, 60, 65]), frames.RANDOM: looked([30, 48, 58, 62]),
-        frames.ALL: looked([30 + 3 * i for i in range(16)]),
+        frames.ALL: looked([30 + 3 * i for i in range(16)]), frames.ENCODER: network("8", 12, 0.9),
     }  # fmt: skip
     assert results.keys() == frames.ARMS.keys()
     assert judged(frames.STUDY, results) == pytest.approx({
@@ -300,7 +301,7 @@ def test_frames_are_compared_with_even_ones_and_all():
 def test_a_quick_study_of_frames_trains_its_arms(tmp_path):
     arms = (frames.POLICY, frames.EVEN)
     result, _ = verify_system("frames", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)
-    assert {*result["arms"]} == {*arms}
+    assert {*result["arms"]} == {frames.ENCODER, *arms}
 
 
 def test_dynamic_stands_for_every_leaf_that_is_tested(monkeypatch, tmp_path, capsys):
