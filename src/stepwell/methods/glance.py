@@ -71,9 +71,8 @@ class GlancePolicy(Objective):
 
     Glance t looks at a place a_t, drawn from a Gaussian around the policy's. Its reward is
     r_t = p_t(label) - p_{t-1}(label), with the probability p_t after glance t (of mixed labels, the
-    mean over their shares), and its return
-    R_t = Σ_k γ^k r_{t+k}. The returns of a batch are divided by their standard deviation, and
-    L = `reinforce_loss`(log p(a_t), R_t).
+    mean over their shares), and its return is R_t = Σ_k γ^k r_{t+k}. The returns of a batch are
+    divided by their standard deviation: L = `reinforce_loss`(log p(a_t), R_t).
 
     All other weights have `requires_grad=False` afterwards, and the norms stay in eval mode.
 

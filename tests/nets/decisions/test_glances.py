@@ -254,6 +254,8 @@ def test_a_network_of_frames_and_its_fixed_places():
     assert net(x, "3").shape == (2, 3)
     with pytest.raises(ValueError, match="18 glances see 17 frames"):
         frame_side(16, 32, 18)
+    with pytest.raises(ValueError, match="have 6 each, and 8 are the least: use --size 32 or more"):
+        frame_side(16, 24, 4)
     for count, size in ((5, 32), (1, 32), (9, 32)):
         with pytest.raises(ValueError, match=f"{count} frames do not fill clips of {size} pixels"):
             frame_side(count, size, 2)

@@ -132,12 +132,17 @@ def check_side(side: int, size: int) -> None:
 
 
 def frame_side(frames: int, size: int, glances: int) -> int:
-    """Pixels of a frame of a clip; ValueError for frames that do not fill it, or fewer than glances."""
+    """Pixels of a frame of a clip; ValueError for too few or too small ones, or if they do not fill it."""
     across = isqrt(frames)
     if across**2 != frames or across < 2 or size % across:
         raise ValueError(f"{frames} frames do not fill clips of {size} pixels in rows of {across}")
     if glances - 1 > frames:
         raise ValueError(f"{glances} glances see {glances - 1} frames, and a clip has {frames}")
+    if size < SMALLEST * across:
+        raise ValueError(
+            f"{frames} frames in clips of {size} pixels have {size // across} each, and {SMALLEST} are "
+            f"the least: use --size {SMALLEST * across} or more"
+        )
     return size // across
 
 
