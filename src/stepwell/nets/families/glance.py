@@ -132,7 +132,7 @@ def check_side(side: int, size: int) -> None:
 
 
 def frame_side(frames: int, size: int, glances: int) -> int:
-    """Pixels of a frame of a clip; ValueError for too few or too small ones, or if they do not fill it."""
+    """Pixels of a frame of a clip; ValueError if they are too few or small, or do not fill it."""
     across = isqrt(frames)
     if across**2 != frames or across < 2 or size % across:
         raise ValueError(f"{frames} frames do not fill clips of {size} pixels in rows of {across}")
