@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.scenes import Parts, as_image, paste
+from benchmarks.scenes import Parts, as_image, paste, write_parts
 
 #: Pixels of a frame and of the digit in it, frames of a clip, and clips of a class in each part.
 SIDE, SHOWN, FRAMES, COUNTS = 32, 14, 16, {"train": 500, "test": 300}
@@ -35,21 +35,14 @@ def clip(parts: Parts, number: int, rng: np.random.Generator) -> list[Image.Imag
     return frames
 
 
-def write_clips(out: Path, counts: dict[str, int], seed: int = 0) -> None:
-    """Write `counts` clips of each digit and part below `out`, as WebP without loss."""
-    for part, count in counts.items():
-        parts = Parts(part)
-        for number in range(10):
-            place = out / part / str(number)
-            place.mkdir(parents=True, exist_ok=True)
-            rng = np.random.default_rng([seed, number, *part.encode()])
-            for i in range(count):
-                first, *others = clip(parts, number, rng)
-                first.save(place / f"{i:04d}.webp", save_all=True, append_images=others,
-                           lossless=True, quality=0, method=0)  # fmt: skip
+def write_clip(parts: Parts, number: int, rng: np.random.Generator, path: Path) -> None:
+    """Write a clip as WebP without loss."""
+    first, *others = clip(parts, number, rng)
+    first.save(path.with_suffix(".webp"), save_all=True, append_images=others, lossless=True,
+               quality=0, method=0)  # fmt: skip
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit("python -m benchmarks.clips OUT")
-    write_clips(Path(sys.argv[1]), COUNTS)
+    write_parts(Path(sys.argv[1]), COUNTS, write_clip)

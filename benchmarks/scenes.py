@@ -6,26 +6,31 @@ third of the size, a digit is a spot: it shows where to look, and not what it is
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
+from sklearn.datasets import load_sample_images
+
+from stepwell.data import load_images
 
 #: Sides of a scene and of the digit on it, and scenes of a class in each part.
 SIZE, SIDES, COUNTS = 96, (14, 18), {"train": 600, "test": 300}
-#: Digits of the set that stand in training scenes; the others stand in test scenes.
-TRAINING = 1200
 
 
 class Parts:
-    """The digits and photographs of one part of the data; the parts share none."""
+    """The digits and photographs of one part of the data; the parts share none.
+
+    The digits are those of the same part of Stepwell's data set `digits`, so that a network trained on
+    it has seen none of the test part.
+    """
 
     def __init__(self, part: str) -> None:
-        digits = load_digits()
-        own = (np.arange(len(digits.target)) < TRAINING) == (part == "train")
-        self.digits = {n: digits.images[own & (digits.target == n)] for n in range(10)}
+        splits = load_images("digits")
+        digits = splits.train if part == "train" else splits.test
+        self.digits = {n: digits.pixels[digits.labels == n][:, 0].numpy() for n in range(10)}
         halves = []
         for photograph in load_sample_images().images:
             middle = photograph.shape[1] // 2
@@ -44,7 +49,7 @@ class Parts:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The ink (side, side, 1) of a digit, from 0 to 1, and its light colour."""
         images = self.digits[number]
-        grey = Image.fromarray((images[int(rng.integers(len(images)))] * 15.9).astype(np.uint8))
+        grey = Image.fromarray(images[int(rng.integers(len(images)))])
         scaled = np.asarray(grey.resize((side, side), Image.Resampling.BICUBIC), np.float64)
         return scaled[..., None] / 255, rng.uniform(180, 255, 3)
 
@@ -63,17 +68,11 @@ def as_image(pixels: NDArray[np.float64]) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def scene(parts: Parts, number: int, rng: np.random.Generator) -> Image.Image:
-    """A digit at a random place and size."""
-    pixels = parts.background(SIZE, SIZE, rng)
-    ink, colour = parts.ink(number, int(rng.integers(*SIDES)), rng)
-    top, left = (int(v) for v in rng.integers(0, SIZE - len(ink) + 1, 2))
-    paste(pixels, ink, colour, top, left)
-    return as_image(pixels)
-
-
-def write_scenes(out: Path, counts: dict[str, int], seed: int = 0) -> None:
-    """Write `counts` scenes of each digit and part below `out`."""
+def write_parts(
+    out: Path, counts: dict[str, int], write: Callable[[Parts, int, np.random.Generator, Path], None],
+    seed: int = 0,
+) -> None:  # fmt: skip
+    """Write `counts` files of each digit and part below `out`; `write` gets a path without a suffix."""
     for part, count in counts.items():
         parts = Parts(part)
         for number in range(10):
@@ -81,10 +80,19 @@ def write_scenes(out: Path, counts: dict[str, int], seed: int = 0) -> None:
             place.mkdir(parents=True, exist_ok=True)
             rng = np.random.default_rng([seed, number, *part.encode()])
             for i in range(count):
-                scene(parts, number, rng).save(place / f"{i:04d}.png")
+                write(parts, number, rng, place / f"{i:04d}")
+
+
+def write_scene(parts: Parts, number: int, rng: np.random.Generator, path: Path) -> None:
+    """Write a digit at a random place and size."""
+    pixels = parts.background(SIZE, SIZE, rng)
+    ink, colour = parts.ink(number, int(rng.integers(*SIDES)), rng)
+    top, left = (int(v) for v in rng.integers(0, SIZE - len(ink) + 1, 2))
+    paste(pixels, ink, colour, top, left)
+    as_image(pixels).save(path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit("python -m benchmarks.scenes OUT")
-    write_scenes(Path(sys.argv[1]), COUNTS)
+    write_parts(Path(sys.argv[1]), COUNTS, write_scene)

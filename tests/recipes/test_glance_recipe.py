@@ -131,7 +131,7 @@ def test_encoders_start_from_a_trained_resnet_and_a_run_from_itself(trained, tmp
 
 def start_of(file):
     splits = load_images("digits", 16)
-    net, _ = start_glances(splits, "glance-resnet8/3", ["1", "2"], file, side=8)
+    net, _ = start_glances(splits, "glance-resnet8/3", ["1", "2"], "resnet8", file, side=8)
     return net
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stepwell.data import clips_preprocess, preprocess
 from stepwell.data.clips_preprocess import frames_in, sheet
-from stepwell.data.decoding import CHECKED, MEMORY, decoded, each
+from stepwell.data.decoding import MEMORY, checked, decoded, each
 from stepwell.data.formats import Format
 from stepwell.data.preprocess import UNREADABLE, open_image
 from stepwell.ranges import check_numbers
@@ -70,7 +70,7 @@ class Clips(Format):
             except UNREADABLE as error:
                 raise ValueError(f"cannot read clip {path} ({error}): replace or remove it") from error
 
-        each(paths[:: max(1, -(-len(paths) // CHECKED))], check, "clip")
+        each(checked(paths), check, "clip")
 
     def own_size(self, paths: Sequence[Path], usual: int) -> int:
         """The side of a clip's picture, where the caller names none: frames of their own size.

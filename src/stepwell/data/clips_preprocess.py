@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stepwell.data.preprocess import UNREADABLE, open_image, squared
+from stepwell.data.preprocess import UNREADABLE, normalised, open_image, squared
 
 #: A clip: its file, or a PIL image of several frames.
 Source = str | Path | Image.Image
@@ -29,9 +29,7 @@ def preprocess(sources: Sequence[Source], about: Mapping[str, Any]) -> NDArray[n
     ValueError names a clip that cannot be read.
     """
     count, size = about["drawing"]["frames"], about["size"]
-    pixels = np.stack([sheet(source, count, size) for source in sources]).astype(np.float32)
-    mean, std = (np.array(about[name], np.float32) * np.float32(255) for name in ("mean", "std"))
-    return np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2))
+    return normalised([sheet(source, count, size) for source in sources], about)
 
 
 def sheet(source: Source, count: int, size: int) -> NDArray[np.uint8]:

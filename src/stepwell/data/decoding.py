@@ -82,7 +82,7 @@ def some_of(paths: Sequence[Path] | dict[Path, Any]) -> str:
 
 
 def check_files(paths: Sequence[Path]) -> None:
-    """Open up to `CHECKED` files, evenly chosen; ValueError names all that are no images.
+    """Open the `checked` files; ValueError names all that are no images.
 
     The pixels are not decoded, so some kinds of damage remain unnoticed. A cut off JPEG is named.
     """
@@ -97,7 +97,12 @@ def check_files(paths: Sequence[Path]) -> None:
         except UNREADABLE:  # `verify` also refuses some damage that does no harm
             read_image(path, 1)
 
-    each(paths[:: max(1, -(-len(paths) // CHECKED))], check)
+    each(checked(paths), check)
+
+
+def checked(paths: Sequence[Path]) -> Sequence[Path]:
+    """The files to open before a training: up to `CHECKED`, evenly chosen."""
+    return paths[:: max(1, -(-len(paths) // CHECKED))]
 
 
 def _ends_as_jpeg(path: Path) -> bool:

@@ -38,7 +38,12 @@ def preprocess(sources: Sequence[Source], about: Mapping[str, Any]) -> NDArray[n
 
     ValueError names an image that cannot be read.
     """
-    pixels = np.stack([squared(source, about["size"]) for source in sources]).astype(np.float32)
+    return normalised([squared(source, about["size"]) for source in sources], about)
+
+
+def normalised(images: Sequence[NDArray[np.uint8]], about: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Give RGB bytes (size, size, 3) of images as the network takes them: (batch, 3, size, size)."""
+    pixels = np.stack(images).astype(np.float32)
     mean, std = (np.array(about[name], np.float32) * np.float32(255) for name in ("mean", "std"))
     return np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2))
 
@@ -137,6 +142,7 @@ def _squared(image: Image.Image, size: int) -> NDArray[np.uint8]:
     if (width, height) != (size, size):
         scale = size / min(width, height)
         scaled = max(size, round(width * scale)), max(size, round(height * scale))
+        _check_pixels(*scaled)
         image = image.resize(scaled, Image.Resampling.BILINEAR)
         left, top = (image.width - size) // 2, (image.height - size) // 2
         image = image.crop((left, top, left + size, top + size))

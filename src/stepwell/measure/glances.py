@@ -18,20 +18,28 @@ from stepwell.types import Labels, Logits
 KEY = "glance"
 #: Of every glance that is placed, at every image.
 Places = Float[Tensor, "n glances axes"]
+#: Logits of images by number of glances.
+Predict = Callable[[Tensor], dict[str, Logits]]
 #: Rows and columns of the counts of places.
 CELLS = 8
 
 
-def glances_at(net: NestedNet, where: Where, seed: int = 0) -> Callable[[Tensor], dict[str, Logits]]:
+def glances_at(net: NestedNet, where: Where, seed: int = 0) -> Predict:
     """A function from images to logits by number of glances, at places by `where`.
 
     Random places are equal for equal images in equal order.
     """
     draw = torch.Generator().manual_seed(seed)
+    return _looking(net, lambda images: places_at(net.module, where, images, draw))
+
+
+def _looking(net: NestedNet, given_of: Callable[[Tensor], dict[str, Tensor]]) -> Predict:
+    """A function from images to logits by number of glances, with the constants of each batch."""
+    device = next(net.parameters()).device
 
     def logits(images: Tensor) -> dict[str, Logits]:
-        images = images.to(next(net.parameters()).device)
-        return net.logits_by_depth(images, given=places_at(net.module, where, images, draw))
+        images = images.to(device)
+        return net.logits_by_depth(images, given=given_of(images))
 
     return logits
 
@@ -84,9 +92,7 @@ def looked_at(net: NestedNet, test: Batches) -> tuple[dict[str, Logits], Labels,
     return *gather_logits(logits, test), torch.cat(found)
 
 
-def at_places_of_others(
-    net: NestedNet, places: Places, seed: int = 0
-) -> Callable[[Tensor], dict[str, Logits]]:
+def at_places_of_others(net: NestedNet, places: Places, seed: int = 0) -> Predict:
     """A function as of `glances_at`, for images in the order of `places`: each has another one's.
 
     The images stand in a random circle, and each has the places of the one before it.
@@ -96,23 +102,21 @@ def at_places_of_others(
     others[order] = places[order.roll(1)]
     done = 0
 
-    def logits(images: Tensor) -> dict[str, Logits]:
+    def next_places(images: Tensor) -> dict[str, Tensor]:
         nonlocal done
-        images = images.to(next(net.parameters()).device)
-        given = others[done : done + len(images)].to(images)
         done += len(images)
-        return net.logits_by_depth(images, given={"places": given})
+        return {"places": others[done - len(images) : done].to(images)}
 
-    return logits
+    return _looking(net, next_places)
 
 
-def _accuracies(predict: Callable[[Tensor], dict[str, Logits]], test: Batches) -> dict[str, float]:
+def _accuracies(predict: Predict, test: Batches) -> dict[str, float]:
     measured = evaluate(predict, test)
     return {n.removesuffix("/accuracy"): v for n, v in measured.items() if n.endswith("/accuracy")}
 
 
 def counts(places: Float[Tensor, "n axes"]) -> list[list[int]]:
-    """How many places lie in each of `CELLS` cells an axis: rows from the top, or one row of frames."""
+    """Count the places in each cell of a grid of `CELLS` rows and columns, or of one row for frames."""
     axes = places.shape[1]
     cells = (places.clamp(0, 1) * CELLS).long().clamp(max=CELLS - 1)
     index = (cells * CELLS ** torch.arange(axes - 1, -1, -1)).sum(1)

@@ -53,7 +53,7 @@ def frames(
     splits = classification.read_splits(data, out, images, name, pictures=clips)
     if not splits.train.drawing:
         raise ValueError(f"--data {data} holds no clips: give class folders of GIF or WebP files")
-    nested, start = start_glances(splits, name, looking.fewer, init, frames=clips.frames)
+    nested, start = start_glances(splits, name, looking.fewer, net, init, frames=clips.frames)
     inputs = classification.prepare(
         splits, images, training, start=start, init=init, changes=Augmentation("none")
     )

@@ -57,7 +57,7 @@ def glance(
     name = f"{CROPS}{net}/{looking.glances}"
     splits = classification.read_splits(data, out, images, name)
     own: dict[str, Any] = {} if looking.glance_size is None else {"side": looking.glance_size}
-    nested, start = start_glances(splits, name, looking.fewer, init, **own)
+    nested, start = start_glances(splits, name, looking.fewer, net, init, **own)
     inputs = classification.prepare(splits, images, training, start=start, init=init)
     return learn_to_look(
         "glance", out, loop, arguments, inputs, nested, looking, training, ablation.where

@@ -275,7 +275,7 @@ async def _admitted(
 
 
 async def _read(served: Served, readers: ThreadPoolExecutor, inputs: Sequence[Any]) -> list[Any]:
-    """What the network takes, or an error, for each input."""
+    """Turn each input into what the network takes; where that fails, give the error in its place."""
     if len(inputs) == 1 and served.quick(inputs[0]):
         # to hand it to another thread, and to wait for that, would take longer than to read it
         try:

@@ -64,13 +64,13 @@ class Looking:
 
 
 def start_glances(
-    splits: Splits, name: str, fewer: Sequence[str], init: Literal["pretrained"] | Path | None,
-    **own: Any,
+    splits: Splits, name: str, fewer: Sequence[str], encoder: str,
+    init: Literal["pretrained"] | Path | None, **own: Any,
 ) -> tuple[NestedNet, Start | None]:  # fmt: skip
     """Build a network that glances, with its initial weights, and a record of these.
 
     Args:
-        name, fewer: of the network, and of its numbers of glances but the last.
+        name, fewer, encoder: of the network, of its numbers of glances but the last, and of its ResNet.
         init: a run of such a network; or a run of its ResNet, or the "pretrained" one, for encoders.
         own: arguments of the network.
 
@@ -79,10 +79,9 @@ def start_glances(
     """
     size, classes = splits.train.size, splits.train.classes
     net = build(name, fewer, num_classes=len(classes), image_size=size, **own)
-    _, start = classification.start_network(splits, net)
+    classification.start_network(splits, net)
     if init is None:
-        return net, start
-    encoder = name[name.index("-") + 1 : name.index("/")]
+        return net, None
     if init == "pretrained":
         theirs = build(encoder)
         card = start_pretrained(theirs).card

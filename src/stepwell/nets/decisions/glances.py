@@ -97,7 +97,7 @@ class _Glance(nn.Module):
         self, view: Tensor, image: Tensor, state: Tensor, seen: Tensor, extras: Sequence[str],
         more: dict[str, Tensor],
     ) -> Any:  # fmt: skip
-        """What this glance hands on, and the extras if any are asked for."""
+        """Give the value for the next glance, and the extras if any were requested."""
         maps = self.encoder(view)
         features = maps.mean((2, 3))
         value = image, maps, state, self.cell(features, seen)

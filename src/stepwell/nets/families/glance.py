@@ -16,8 +16,8 @@ from stepwell.nets.decisions.glances import frames as every_frame
 from stepwell.nets.families.builder import Builder
 from stepwell.types import Images
 
+#: Begin the names of networks; without the hyphen, each is the recipe that trains them.
 CROPS, FRAMES = "glance-", "frames-"
-RECIPES = {CROPS: "glance", FRAMES: "frames"}
 #: Glances of a network, at most; pixels of a glance, at least.
 MOST, SMALLEST = 16, 8
 #: Glances of fewer pixels get an encoder with the small stem, where there is a choice.
@@ -167,5 +167,5 @@ def glance_builder(name: str, encoders: Callable[[str], Builder]) -> Builder:
     family = {str(i): (i,) for i in range(1, count + 1)}
     return Builder(
         partial(GlanceNet, encoders(encoder), count), ("glances",), str(count), family,
-        size=96 if prefix == CROPS else 128, size_argument="image_size", recipe=RECIPES[prefix],
+        size=96 if prefix == CROPS else 128, size_argument="image_size", recipe=prefix[:-1],
     )  # fmt: skip
