@@ -95,6 +95,7 @@ BAD = [
     (400, "budget_ms 1 is too short: the fastest depth, small, takes", {"query": "?budget_ms=1"}),
     (400, "top '99': Input should be less than", {"query": "?top=99"}),
     (400, "no parameter 'dept'; there are depth, budget_ms, top", {"query": "?dept=small"}),
+    (400, "depth is given twice: send it once", {"query": "?depth=small&depth=large"}),
     (400, "b'no num' is no number", {"body": b"no num"}),
     (400, "b: b'?' is no number", asked(("a", b"1"), ("b", b"?"))),
     (400, "0 files in the request: send 1 to 32 as `file`", asked()),

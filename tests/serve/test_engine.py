@@ -3,12 +3,15 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import stepwell
 from serve.toys import Toy, table
+from stepwell.commands.serve import greeting
 from stepwell.serve import budget_runner
 from stepwell.serve.engine import Engine, StoppedError, describe
 from stepwell.serve.latencies import LatencyTable
@@ -110,11 +113,24 @@ def test_a_promise_that_no_row_keeps_is_refused_and_rows_are_checked():
     with pytest.raises(ValueError, match="no depth 'x'; there are small, large"):
         Engine(Toy().served(), 100, rows=["x"], table=table())
     engine = Engine(Toy().served(about={"small": {"macs": 5}}), 100, rows=["large"], batch=2)
-    assert engine.ladder == ("large",)
+    assert (engine.ladder, engine.beaten) == (("large",), ())
     assert engine.table.sizes("small") == [1, 2]
     about = describe(engine)
     assert about["rows"][0] == {"name": "small", "ms": engine.times()["small"], "macs": 5}
     assert (about["promise_ms"], about["ladder"]) == (100, ["large"])
+
+
+def test_rows_that_a_faster_one_beats_are_named_at_the_start():
+    about = {
+        row: {"accuracy": share, "accuracy_on": "1000 validation images"}
+        for row, share in (("small", 0.9), ("middle", 0.5), ("large", 0.95))
+    }
+    times = {row: {1: (i + 1) / 500} for i, row in enumerate(about)}
+    served = replace(Toy().served(about=about), rows=(*about,))
+    engine = Engine(served, 100, table=LatencyTable(times))
+    assert (engine.ladder, engine.beaten) == (("small", "large"), ("middle",))
+    words = greeting(engine, Path("run"), ("127.0.0.1", 80))
+    assert "note: not chosen: depth middle, as a faster one is clearly more accurate" in words
 
 
 def test_a_runner_goes_shallower_when_the_time_gets_short_and_when_the_device_slows_down(monkeypatch):

@@ -227,4 +227,10 @@ def greeting(engine: "Engine", run: Path, address: tuple[str, int]) -> str:
     open_to = (
         "" if host in ("127.0.0.1", "::1") else "\nnote: other machines can use it: there is no login"
     )
-    return f"serving {run} on http://{where}: {rows}; promise {engine.promise_ms:g} ms{open_to}"
+    beaten = (
+        f"\nnote: not chosen: {engine.served.row} {', '.join(engine.beaten)}, as a faster one is "
+        "clearly more accurate; --depths names those to choose from"
+        if engine.beaten else ""
+    )  # fmt: skip
+    promise = f"promise {engine.promise_ms:g} ms"
+    return f"serving {run} on http://{where}: {rows}; {promise}{beaten}{open_to}"

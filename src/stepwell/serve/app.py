@@ -88,6 +88,8 @@ def make_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
         """Classify images or texts."""
         if unknown := [name for name in request.query_params if name not in QUERY]:
             raise HTTPException(400, f"no parameter {unknown[0]!r}; there are {', '.join(QUERY)}")
+        if twice := [name for name in QUERY if len(request.query_params.getlist(name)) > 1]:
+            raise HTTPException(400, f"{twice[0]} is given twice: send it once")
         with _told():
             engine.check(depth, budget_ms)
         asked = Asked(depth, budget_ms, top)

@@ -52,6 +52,8 @@ class Engine:
         batch: inputs that run together, at most. queue: requests that may wait.
         hysteresis: see `Controller`.
 
+    `beaten` names the rows that are not chosen from, because a faster one is clearly more accurate.
+
     Raises:
         ValueError: no such row, or the promise is shorter than the time of the fastest one.
     """
@@ -76,6 +78,9 @@ class Engine:
             )
         controller = Controller(self.table, ladder, hysteresis=hysteresis)
         self.scheduler = Scheduler(controller, promise, most=queue)
+        most = self.table.seconds(ladder[-1])
+        others = [row for row in served.rows if row not in ladder and self.table.seconds(row) < most]
+        self.beaten = () if rows else tuple(others)
         self.observers: list[Observer] = []
         self._changed = threading.Condition()
         self._closing = False
