@@ -16,7 +16,8 @@ from stepwell.nets import Card, build
 from stepwell.nets.nested.cascade import Cascade
 from stepwell.nets.nested.nest import nest
 from stepwell.nets.resolution.resolutions import Resolutions
-from stepwell.tasks.classification import Task, validator
+from stepwell.tasks.measuring import validator
+from stepwell.tasks.task import Task
 from stepwell.teachers import Frozen
 from stepwell.train_mode import in_eval_mode, keeping_modes, train_unfrozen
 from stepwell.training import Loop, Run, fit, sgd

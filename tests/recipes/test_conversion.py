@@ -8,13 +8,14 @@ import torchvision
 from benchmarks.batches import random_batches
 from torch.testing import assert_close
 
+from stepwell import tasks
 from stepwell.nets import Card, NestedNet, build
 from stepwell.nets.files.initial_weights import Start, start_pretrained
 from stepwell.nets.files.nested import load, save
 from stepwell.recipes import train
 from stepwell.recipes.full_net_watch import watch_full_net
-from stepwell.tasks import classification
-from stepwell.tasks.classification import Task
+from stepwell.tasks import measuring
+from stepwell.tasks.task import Task
 from stepwell.training import Loop, Run
 
 ARGUMENTS = {"data": "digits", "epochs": 2, "batch_size": 128, "loop": Loop(device="cpu")}
@@ -115,15 +116,15 @@ def test_what_ends_a_run_is_computed_where_it_was_trained(monkeypatch, tmp_path)
         return move(net, device) if at[0] == "meta" else net
 
     def noting(name):
-        real = getattr(classification, name)
+        real = getattr(measuring, name)
         return lambda *a, **k: (seen.append((name, at[0])), real(*a, **k))[1]
 
     monkeypatch.setattr(NestedNet, "to", to)
     monkeypatch.setattr(NestedNet, "cpu", lambda net: to(net, "cpu"))
-    monkeypatch.setattr(classification, "device_of", lambda loop: torch.device("cuda"))
+    monkeypatch.setattr(tasks.task, "device_of", lambda loop: torch.device("cuda"))
     names = ("calibrate", "accuracy_on", "gather_logits", "cost_table", "save")
     for name in names:
-        monkeypatch.setattr(classification, name, noting(name))
+        monkeypatch.setattr(measuring, name, noting(name))
     train("supervised", out=tmp_path / "run", net="resnet8", **ARGUMENTS | {"epochs": 1})
     assert dict(seen) == dict(zip(names, ["cuda"] * 3 + ["cpu"] * 2, strict=True))
 

@@ -14,7 +14,7 @@ from stepwell.data import Batches, ImageSet
 from stepwell.nets.build import build, usual_depths
 from stepwell.nets.files.nested import load
 from stepwell.recipes import train
-from stepwell.tasks.classification import tell_cost
+from stepwell.tasks.task import tell_cost
 from stepwell.training import Loop
 
 SMALL = {"data": "digits", "epochs": 1, "batch_size": 512, "loop": Loop(device="cpu")}

@@ -19,7 +19,7 @@ from stepwell.report.full_net import full_net_note
 from stepwell.report.run_record import read_run
 from stepwell.report.sections import lead
 from stepwell.results import keep_evaluation
-from stepwell.tasks.classification import in_turn
+from stepwell.tasks.measuring import in_turn
 
 DEPTHS = ("20", "26", "32")
 CLASSES = ["<b>&", *"123456789"]

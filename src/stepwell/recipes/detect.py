@@ -10,7 +10,7 @@ from stepwell.flags import Flags, checked, flag
 from stepwell.methods import Detection
 from stepwell.recipes import flags
 from stepwell.tasks import detection as kind
-from stepwell.tasks.classification import open_task
+from stepwell.tasks.task import open_task
 from stepwell.training import Loop, fit
 from stepwell.training.optim import OptimizerName
 from stepwell.training.optimisation import Optimisation

@@ -19,6 +19,7 @@ from stepwell.nets.nested.interpolation import check_line, start_interpolated
 from stepwell.recipes import flags
 from stepwell.tasks import classification, features
 from stepwell.tasks.generator import with_generated
+from stepwell.tasks.task import Inputs, Task
 from stepwell.teachers import CachedLogits, LogitCache
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Optimisation
@@ -179,7 +180,7 @@ def _check_cache(cache: Path | None, losses: Losses) -> None:
 
 
 def _made_for(
-    inputs: classification.Inputs, teacher: str, images: LabelledImages, distill_data: DistillData,
+    inputs: Inputs, teacher: str, images: LabelledImages, distill_data: DistillData,
     loop: Loop,
 ) -> dict[str, Any]:  # fmt: skip
     """All that the teacher's logits depend on."""
@@ -199,9 +200,7 @@ def _made_for(
 
 
 @contextlib.contextmanager
-def _cached(
-    task: classification.Task, folder: Path | None, made_for: dict[str, Any]
-) -> Iterator[nn.Module]:
+def _cached(task: Task, folder: Path | None, made_for: dict[str, Any]) -> Iterator[nn.Module]:
     """The task's teacher, with its logits cached in `folder` if there is one."""
     assert task.teacher is not None
     if folder is None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from stepwell.measures import MEASURES, score_among
 from stepwell.nets import NestedNet
 from stepwell.nets.files.initial_weights import Start
-from stepwell.tasks.classification import Task
+from stepwell.tasks.task import Task
 
 OnDrop = Literal["warn", "rollback"]
 #: Measures a network; gives numbers by "ROW/measure".

@@ -14,7 +14,8 @@ from stepwell.methods import Graft
 from stepwell.methods.netgraft import GraftLoss
 from stepwell.nets.grafting.split_points import Adaption
 from stepwell.nets.grafting.surgery import Grafting
-from stepwell.tasks.classification import Task, finish
+from stepwell.tasks.measuring import finish
+from stepwell.tasks.task import Task
 from stepwell.training import Loop, fit
 from stepwell.training.optim import Optim, cosine
 from stepwell.training.progress import tell

@@ -15,7 +15,7 @@ from stepwell.recipes import flags
 from stepwell.recipes.detect import DetectorNetwork, DetectorTraining
 from stepwell.tasks import detection
 from stepwell.tasks import pseudo as kind
-from stepwell.tasks.classification import open_task
+from stepwell.tasks.task import open_task
 from stepwell.training import Loop, fit
 
 _IMAGES = "folder of images; one with val.json or test.json is measured on these."

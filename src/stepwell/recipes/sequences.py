@@ -17,7 +17,7 @@ from stepwell.nets.families.recurrent import with_vectors
 from stepwell.nets.nested.net import NestedNet
 from stepwell.recipes import flags
 from stepwell.tasks import text
-from stepwell.tasks.classification import Measured
+from stepwell.tasks.measuring import Measured
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Smoothed
 

@@ -15,7 +15,7 @@ from stepwell.nets.files.nested import save
 from stepwell.nets.nested.net import NestedNet
 from stepwell.recipes import flags
 from stepwell.tasks import classification
-from stepwell.tasks.classification import Measured
+from stepwell.tasks.measuring import Measured
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Smoothed
 

@@ -7,8 +7,8 @@ from stepwell.cost import energy
 from stepwell.measure.depths import accuracy_on, cost_table
 from stepwell.methods.pkkd import ProgressiveKernelKD
 from stepwell.nets.adders.layers import adder_layers
-from stepwell.tasks import classification
-from stepwell.tasks.classification import Task
+from stepwell.tasks.measuring import settle
+from stepwell.tasks.task import Task
 
 
 def record(objective: ProgressiveKernelKD, task: Task[Any]) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def record(objective: ProgressiveKernelKD, task: Task[Any]) -> dict[str, Any]:
     gradients = filter_gradients(objective, next(iter(task.train)))
     twin = deepcopy(objective.twin).eval().to(task.device)
     twin.mark("trained")
-    classification.settle(twin, task.train)
+    settle(twin, task.train)
     accuracy, _ = accuracy_on(twin, task.test, "test")
     size = task.train.images.size
     costs = cost_table(twin.cpu(), size)[twin.full]

@@ -13,7 +13,7 @@ from stepwell.data.tokens import TextBatches, TokenSet
 from stepwell.files import write_whole
 from stepwell.nets import NestedNet
 from stepwell.results import MAPS
-from stepwell.tasks.classification import Task
+from stepwell.tasks.task import Task
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Exit
 

@@ -20,8 +20,9 @@ from stepwell.nets import Card
 from stepwell.nets.decisions.budgets import Budget
 from stepwell.nets.decisions.choosing import ChoosingNet
 from stepwell.tasks.advice import advise
-from stepwell.tasks.classification import Task, tell_measuring, write_predictions
 from stepwell.tasks.finishing import finished, spent
+from stepwell.tasks.measuring import tell_measuring, write_predictions
+from stepwell.tasks.task import Task
 from stepwell.train_mode import in_eval_mode
 
 Net = TypeVar("Net", bound=ChoosingNet)

@@ -27,8 +27,9 @@ from stepwell.nets.files.initial_weights import initialise, start_pretrained
 from stepwell.nets.files.nested import fingerprint
 from stepwell.pseudo_labels.thresholds import matched
 from stepwell.results import BOXES
-from stepwell.tasks.classification import Inputs, Task, check_patience, input_arguments
+from stepwell.tasks.classification import input_arguments
 from stepwell.tasks.finishing import finished, spent
+from stepwell.tasks.task import Inputs, Task, check_patience
 from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
 from stepwell.types import Boxes

@@ -14,8 +14,10 @@ from stepwell.measure.depths import cost_table
 from stepwell.methods import Distill
 from stepwell.nets import Card, NestedNet, builder_of
 from stepwell.nets.files.nested import load, save
-from stepwell.tasks.classification import Task, size_of_run, tell_measuring
+from stepwell.tasks.classification import size_of_run
 from stepwell.tasks.finishing import finished, spent
+from stepwell.tasks.measuring import tell_measuring
+from stepwell.tasks.task import Task
 from stepwell.teachers.teacher import Teacher, stages_of
 from stepwell.train_mode import in_eval_mode
 from stepwell.training.progress import tell

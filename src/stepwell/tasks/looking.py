@@ -18,7 +18,8 @@ from stepwell.nets.files.initial_weights import Start, start_pretrained
 from stepwell.nets.files.nested import load
 from stepwell.nets.nested.net import NestedNet
 from stepwell.tasks import classification
-from stepwell.tasks.classification import Inputs, Measured
+from stepwell.tasks.measuring import Measured
+from stepwell.tasks.task import Inputs
 from stepwell.training import Loop, fit
 from stepwell.training.optim import optimizer_of
 from stepwell.training.optimisation import Smoothed

@@ -7,8 +7,9 @@ from stepwell.data import Splits
 from stepwell.files import write_whole
 from stepwell.measure.networks import baselines, class_means, explain, first_filters
 from stepwell.nets import NestedNet
-from stepwell.tasks import classification
-from stepwell.tasks.classification import Measured, Task
+from stepwell.tasks import measuring
+from stepwell.tasks.measuring import Measured
+from stepwell.tasks.task import Task
 from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
 
@@ -41,7 +42,7 @@ def finish(task: Task, net: NestedNet, splits: Splits) -> dict[str, Any]:
     """
 
     def measure(net: NestedNet, test: Any) -> Measured:
-        seen = classification.measured(net, test)
+        seen = measuring.measured(net, test)
         explained = explain(net.eval(), splits.test, splits.test.classes)
         own = {
             KEY: {
@@ -54,7 +55,7 @@ def finish(task: Task, net: NestedNet, splits: Splits) -> dict[str, Any]:
             write_whole(task.run.path / EXPLAINED, json.dumps(page).encode())
         return seen._replace(results=seen.results | own)
 
-    results = classification.finish(task, net, measure=measure)
+    results = measuring.finish(task, net, measure=measure)
     reached, found = results["test"][f"{net.full}/accuracy"], results[KEY]["baselines"]
     lines = ", ".join(f"{name} {100 * one['accuracy']:.1f} %" for name, one in found.items())
     best = max(found, key=lambda name: found[name]["accuracy"])

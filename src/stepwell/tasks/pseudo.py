@@ -32,7 +32,7 @@ from stepwell.pseudo_labels.make import (
 from stepwell.pseudo_labels.store import Store
 from stepwell.pseudo_labels.teachers import BoxTeacher, open_box_teachers
 from stepwell.tasks import detection
-from stepwell.tasks.classification import Inputs, Task
+from stepwell.tasks.task import Inputs, Task
 from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import Progress, tell
 from stepwell.types import Boxes

@@ -28,8 +28,10 @@ from stepwell.nets.files.container import digest
 from stepwell.nets.files.initial_weights import Start, initialise
 from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.nested.net import NormSharing
-from stepwell.tasks import classification
-from stepwell.tasks.classification import Inputs, Measured, Task, open_task, untrained_depths
+from stepwell.tasks import measuring
+from stepwell.tasks.classification import untrained_depths
+from stepwell.tasks.measuring import Measured
+from stepwell.tasks.task import Inputs, Task, check_patience, open_task
 from stepwell.teachers import OpenTeacher
 from stepwell.training.optimisation import Optimisation, Smoothed
 from stepwell.training.progress import tell
@@ -294,7 +296,7 @@ def prepare(
         validation = None if validation is None else validation.standardised(splits.scale)
     assert training.batch_size is not None
     batches = TextBatches(train, training.batch_size, shuffle=True, seed=training.seed, balance=balance)
-    classification.check_patience(training, validation is not None)
+    check_patience(training, validation is not None)
     about: dict[str, Any] = {
         "name": splits.name, "fingerprint": f"{splits.train.fingerprint}/{splits.test.fingerprint}",
         "classes": list(train.classes), "train": len(train),
@@ -321,7 +323,7 @@ def finish(
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the trained `net` on the test part, write the run's results, and return them.
 
-    Args as for `classification.finish`; the kind is by default that of the labels. The tokenizer
+    Args as for `measuring.finish`; the kind is by default that of the labels. The tokenizer
     goes into the network's file, whose network predicts numbers as they stand in the data.
     """
     examples = task.train.examples
@@ -330,7 +332,7 @@ def finish(
     if examples.numeric:
         module.rescale(mean, std)
     kind = kind or kind_of(examples)
-    return classification.finish(
+    return measuring.finish(
         task, net, untrained, record, trained, kind=kind, cascade=cascade, measure=measure,
         write=partial(save_text, tokenizer=examples.tokenizer, kind=kind, pairs=examples.pairs),
         read=lambda file: load_text(file).net,
@@ -341,4 +343,4 @@ def validator(
     net: NestedNet, task: Task[TextBatches], depths: Sequence[str] | None = None
 ) -> Callable[[], dict[str, float]] | None:
     """A call that measures `net` on the validation part; none without such a part."""
-    return classification.validator(net, task, depths, kind_of(task.train.examples))
+    return measuring.validator(net, task, depths, kind_of(task.train.examples))

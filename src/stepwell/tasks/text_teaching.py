@@ -19,7 +19,7 @@ from stepwell.measures import big
 from stepwell.methods.bert_internal import InternalKD, shape_of
 from stepwell.nets import Card, NestedNet, build
 from stepwell.nets.files.container import kind_of
-from stepwell.tasks.classification import Task
+from stepwell.tasks.task import Task
 from stepwell.tasks.text import TextSplits
 from stepwell.teachers.encoder_outputs import EncoderOutputs, StoredOutputs
 from stepwell.teachers.teacher import Frozen

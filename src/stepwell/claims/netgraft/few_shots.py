@@ -19,15 +19,9 @@ from stepwell.nets.files.nested import save
 from stepwell.nets.grafting.surgery import Grafting, Start
 from stepwell.recipes.distill import distill
 from stepwell.recipes.graft_phases import Schedule, Stages, learn, views_of
-from stepwell.tasks.classification import (
-    Task,
-    finish,
-    input_arguments,
-    open_task,
-    prepare,
-    read_splits,
-    start_network,
-)
+from stepwell.tasks.classification import input_arguments, prepare, read_splits, start_network
+from stepwell.tasks.measuring import finish
+from stepwell.tasks.task import Task, open_task
 from stepwell.teachers import open_teacher
 from stepwell.training import Loop, fit, optimizer_of
 from stepwell.training.optimisation import Optimisation

@@ -29,7 +29,7 @@ from stepwell.recipes.detect import DetectorTraining
 from stepwell.recipes.pseudo import PseudoLabels
 from stepwell.tasks import detection
 from stepwell.tasks import pseudo as kind
-from stepwell.tasks.classification import Task, open_task
+from stepwell.tasks.task import Task, open_task
 from stepwell.training import Loop, fit
 from stepwell.types import BoxBatch, Boxes, Step
 
