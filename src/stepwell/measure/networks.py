@@ -44,14 +44,21 @@ def baselines(train: ImageSet, test: ImageSet) -> dict[str, dict[str, float]]:
 
 
 def regression(
-    train: Table, test: Table, train_labels: NDArray[np.int64], test_labels: NDArray[np.int64]
-) -> dict[str, float]:
-    """Accuracies of a logistic regression on standardised numbers and their logarithms."""
+    train: Table, test: Table, train_labels: NDArray[np.int64], test_labels: NDArray[np.int64],
+    *, balanced: bool = False,
+) -> dict[str, float]:  # fmt: skip
+    """Accuracies of a logistic regression on standardised numbers and their logarithms.
+
+    balanced: all classes weigh the same in training, however many examples they have.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=2000))
+    weight = "balanced" if balanced else None
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(C=10, max_iter=2000, class_weight=weight)
+    )
     model.fit(_logarithms(train), train_labels)
     return accuracies(model.predict(_logarithms(test)), test_labels)
 

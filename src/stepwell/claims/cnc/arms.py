@@ -57,7 +57,7 @@ def pictures(
     changed: bool = False,
     **drawing: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """A CNN on pictures, on every task and on the real fields of `data`.
+    """A CNN on pictures, on every task and on the real fields of `data`, whose classes it draws alike.
 
     Args:
         train, test: networks of each class. epochs, field_epochs: passes on generated and real ones.
@@ -81,7 +81,9 @@ def pictures(
             shutil.rmtree(run)
     if fields:
         with clock.paused(), _fields(out / "fields", Path(data), seed) as folder:
-            results = call(cnc, data=str(folder), out=out / "fields run", epochs=field_epochs, **how)
+            results = call(
+                cnc, data=str(folder), out=out / "fields run", epochs=field_epochs, balance=True, **how
+            )
             found |= _rates("fields", results["test"], results["rows"])
             if changed:
                 net = load(out / "fields run" / "net.safetensors").eval()
@@ -98,7 +100,7 @@ def statistics(
     def rates(folder: Path) -> dict[str, float]:
         own, others, *labels = _read_parts(folder)
         tables = (np.array([numbers_of(one, features) for one in part]) for part in (own, others))
-        return regression(*tables, *labels)
+        return regression(*tables, *labels, balanced=True)
 
     return _everywhere(rates, out, data, nodes, train, test, seed)
 
@@ -131,7 +133,8 @@ def sums(*, out: Path, data: str, nodes: int, train: int, test: int, seed: int =
     def rates(folder: Path) -> dict[str, float]:
         splits = load_images(str(folder))
         tables = channel_sums(splits.train), channel_sums(splits.test)
-        return regression(*tables, splits.train.labels.numpy(), splits.test.labels.numpy())
+        labels = splits.train.labels.numpy(), splits.test.labels.numpy()
+        return regression(*tables, *labels, balanced=True)
 
     return _everywhere(rates, out, data, nodes, train, test, seed)
 
