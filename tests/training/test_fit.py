@@ -18,8 +18,9 @@ from stepwell.methods import EmbeddedKD, Objective, Supervised
 from stepwell.nets import build
 from stepwell.nets.adders.layers import AdderConv2d
 from stepwell.training import Loop, Run, fit, optimizer_of, sgd
+from stepwell.training.checkpoint import read_checkpoint
 from stepwell.training.fit import Stopped
-from stepwell.training.job import Diverged, read_checkpoint
+from stepwell.training.job import Diverged
 from stepwell.training.optim import RATES, Optim, cosine
 from stepwell.types import Batch, Step
 

@@ -15,7 +15,7 @@ from stepwell.files import damaged, write_whole
 from stepwell.methods import FlowMatching
 from stepwell.nets.families.unet import UNet
 from stepwell.training import Loop, Run, fit, optimizer_of
-from stepwell.training.job import device_of
+from stepwell.training.loop import device_of
 
 #: Largest batch of the generator's training.
 BATCH = 64

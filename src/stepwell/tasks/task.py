@@ -15,7 +15,8 @@ from stepwell.measure.inputs import INPUTS
 from stepwell.measures import big
 from stepwell.nets import NestedNet, build
 from stepwell.training import Loop, Run
-from stepwell.training.job import Stream, device_of
+from stepwell.training.job import Stream
+from stepwell.training.loop import device_of
 from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
 

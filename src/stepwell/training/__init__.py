@@ -1,7 +1,7 @@
 """The training loop, its optimizers, and the directory of a run."""
 
 from stepwell.training.fit import fit
-from stepwell.training.job import Loop
+from stepwell.training.loop import Loop
 from stepwell.training.optim import Optim, optimizer_of, sgd
 from stepwell.training.run import Run
 

@@ -27,7 +27,9 @@ from stepwell.measures import SCORES
 from stepwell.methods import Objective
 from stepwell.ranges import check_numbers
 from stepwell.train_mode import train_unfrozen
-from stepwell.training.job import LAST, Job, Loop, Stream, load_checked, read_checkpoint
+from stepwell.training.checkpoint import LAST, load_checked, read_checkpoint
+from stepwell.training.job import Job, Stream
+from stepwell.training.loop import Loop
 from stepwell.training.optim import Optim, suited
 from stepwell.training.progress import Progress, tell
 from stepwell.training.run import Run

@@ -5,95 +5,29 @@ of a step are functions of (seed, position), and the checkpoint, written whole, 
 """
 
 import contextlib
-import importlib.util
-import io
 import math
-import os
 import time
-import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepwell.data import seed_of
-from stepwell.files import write_whole
-from stepwell.flags import Together, flag
 from stepwell.methods import Objective
 from stepwell.teachers import MovingAverage
 from stepwell.train_mode import in_eval_mode
+from stepwell.training.checkpoint import load_checked, read_checkpoint, remedy, write_checkpoint
+from stepwell.training.loop import Loop
 from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress
 from stepwell.training.run import Run
 from stepwell.types import not_finite
 
-#: What last.ckpt holds.
-LAST = {
-    "position", "finished", "objective", "optimizer", "average", "sums", "best", "seconds",
-    "cpu_seconds",
-}  # fmt: skip
 #: Steps between two reads of the losses: a GPU would wait for each single read.
 READ_EVERY = 16
-
-Precision = Literal["32", "bf16"]
-
-
-@dataclass(frozen=True)
-class Loop(Together):
-    """Device, precision and checkpoints of training.
-
-    Attributes:
-        device: auto takes a GPU where there is one.
-        devices: processes; more than one under torchrun or on several GPUs.
-        precision: bf16 is mixed precision.
-        clip: largest norm of the gradient; zero: no clipping.
-        accumulate: batches whose gradients make one step.
-        average: decay of a moving average that is the result; zero: none.
-        checkpoint_minutes: minutes between checkpoints within an epoch.
-        log: csv or tensorboard: write metrics into RUN/logs, too.
-    """
-
-    TITLE: ClassVar = "device, checkpoint and log"
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], flag("{auto,cpu,..}")] = "auto"
-    devices: int = 1
-    precision: Precision = "32"
-    clip: float = 5.0
-    accumulate: int = 1
-    average: float = 0.0
-    checkpoint_minutes: Annotated[float, flag("M")] = 5.0
-    log: Annotated[Literal["none", "csv", "tensorboard"], flag("KIND")] = "none"
-
-    def check(self) -> str:
-        """The kind of device to train on: cpu, cuda or mps.
-
-        ValueError if there are too few, ImportError if the package is missing that writes the log.
-        """
-        if self.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-            raise ImportError(
-                "--log tensorboard needs the package tensorboard: pip install tensorboard"
-            )
-        counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-        here = next((k for k, n in counts.items() if n), "cpu")
-        kind = here if self.device == "auto" else self.device
-        if kind == "cpu":
-            return kind
-        if not counts[kind]:
-            raise ValueError(f"--device {kind}: torch finds no such device here; use auto or cpu")
-        if self.devices > counts[kind]:
-            raise ValueError(f"--devices {self.devices}: torch finds {counts[kind]} of {kind} here")
-        return kind
-
-
-def device_of(loop: Loop) -> torch.device:
-    """The device of this process that `fit` trains on with this loop; errors as for `Loop.check`."""
-    kind = loop.check()
-    if kind == "cpu" or loop.devices == 1:
-        return torch.device(kind)
-    return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
 
 
 @runtime_checkable
@@ -370,52 +304,3 @@ class Job:
             remedy = f"The last good checkpoint is {file}. {remedy}, and another --out"
         where = f"at step {step} of epoch {epoch + 1} (phase {self.phase})"
         return f"training diverged: {what} {where}. {remedy}"
-
-
-def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole: into memory first, so that a full disk is an ordinary `OSError`."""
-    buffer = io.BytesIO()
-    torch.save(dict(checkpoint), buffer)
-    write_whole(path, buffer.getvalue())
-
-
-def read_checkpoint(path: Path, keys: Collection[str] = ("objective",)) -> dict[str, Any] | None:
-    """A checkpoint's content on the CPU; None without a file. Torch writes checksums and checks none.
-
-    Args:
-        keys: what the checkpoint must hold.
-
-    Raises:
-        ValueError: the file is damaged, or no checkpoint of a training.
-    """
-    if not path.exists():
-        return None
-    fix = remedy(path)
-    try:
-        with zipfile.ZipFile(path) as parts:
-            damaged = parts.testzip()
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile and torch raise a dozen kinds here
-        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
-        raise ValueError(f"{path} is damaged or no checkpoint ({reason}): {fix}") from error
-    if damaged is not None:
-        raise ValueError(f"{path} is damaged (the checksum of {damaged} does not match): {fix}")
-    if not isinstance(checkpoint, dict) or not set(keys) <= checkpoint.keys():
-        raise ValueError(f"{path} is no checkpoint of a training: {fix}")
-    return checkpoint
-
-
-def remedy(checkpoint: Path) -> str:
-    """The way out of a damaged checkpoint in words."""
-    return f"remove {checkpoint.parent} to train this phase from its beginning"
-
-
-def load_checked(module: nn.Module, state: Mapping[str, Any], file: Path) -> None:
-    """Load a module's state from a checkpoint; ValueError if it belongs to another module."""
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(
-            f"{file} is of another network or method ({reason}): use another run directory"
-        ) from error

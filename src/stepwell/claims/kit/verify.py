@@ -24,7 +24,7 @@ from stepwell.files import write_whole
 from stepwell.measures import duration
 from stepwell.ranges import check_numbers
 from stepwell.training import Loop
-from stepwell.training.job import Precision
+from stepwell.training.loop import Precision
 from stepwell.training.run import LIBRARIES, commit
 
 
