@@ -124,7 +124,7 @@ def _int8_convolution(x: Tensor, weight: Tensor, threads: int) -> Callable[[], o
 
 
 def _forward(library: ctypes.CDLL, x: Tensor, weight: Tensor) -> Tensor:
-    return cpu.forward(library, x, weight, *SHAPE)
+    return cpu.Kernels(library).forward(x, weight, *SHAPE)
 
 
 def _both(x: Tensor, weight: Tensor, grad: Tensor) -> None:

@@ -13,6 +13,7 @@ import stepwell
 from stepwell import cli
 from stepwell.data import Batches, ImageSet
 from stepwell.methods import EmbeddedKD
+from stepwell.ops.adder import adder_conv2d, gpu
 from stepwell.training import Loop, Run, fit, sgd
 from stepwell.training.fit import Stopped
 
@@ -43,6 +44,21 @@ def test_a_run_trains_and_its_file_answers_on_the_processor(tmp_path, capsys, pr
         there = {depth: net.cuda()(x.cuda(), depth).cpu() for depth in net.depths}
     for depth, logits in here.items():
         torch.testing.assert_close(there[depth], logits, rtol=1e-2, atol=1e-2)
+
+
+def test_adder_layers_equal_plain_torch():
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 20, 9, 9), torch.randn(33, 20, 3, 3)
+    assert gpu.kernels() is not None
+    for mode in gpu.Kernels.GRADIENTS:
+        results = []
+        for device in ("cpu", "cuda"):
+            pair = [t.to(device).requires_grad_() for t in (x, weight)]
+            out = adder_conv2d(*pair, stride=2, padding=1, gradient=mode)
+            out.square().sum().backward()
+            results.append([t.detach().cpu() for t in (out, *(p.grad for p in pair))])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_the_joint_loss_has_the_gradients_of_the_processor():

@@ -1,6 +1,8 @@
 """The adder layer: kernels, operator and the cache of compiled kernels."""
 
 import platform
+import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from stepwell.ops.adder import (
     adder_conv2d,
     compiled,
     cpu,
+    gpu,
     operator,
     reference,
     sum_of_absolute_differences,
@@ -339,17 +342,34 @@ def test_kernels_of_other_processors_equal_the_reference(target, monkeypatch):
         ((2, 16, 5, 4), (16, 1, 1), (1, 1), (0, 0)), ((1, 70, 4, 5), (3, 2, 3), (3, 2), (1, 2)),
     ):  # fmt: skip
         x, weight = torch.randn(shape), torch.randn(kernel[0], shape[1], *kernel[1:])
-        found = cpu.forward(kernels, x, weight, stride, padding)
+        found = cpu.Kernels(kernels).forward(x, weight, stride, padding)
         assert_close(found, reference.forward(x, weight, stride, padding), rtol=1e-5, atol=1e-4)
         grad = torch.randn_like(found)
         for mode in ("clipped", "sign"):
-            own = cpu.input_gradient(kernels, grad, x, weight, stride, padding, mode)
+            own = cpu.Kernels(kernels).input_gradient(grad, x, weight, stride, padding, mode)
             true = reference.input_gradient(grad, x, weight, stride, padding, mode)
             assert_close(own, true, rtol=1e-4, atol=1e-3)
-        own = cpu.sign_weight_gradient(kernels, grad, x, weight, stride, padding)
+        own = cpu.Kernels(kernels).sign_weight_gradient(grad, x, weight, stride, padding)
         true = reference.weight_gradient(grad, x, weight, stride, padding, "sign")
         assert_close(own, true, rtol=1e-4, atol=1e-3)
         maps, filters = (t.mul(40).add(128).clamp(0, 255).byte() for t in (x, weight))
-        own = cpu.sad(kernels, maps, filters, stride, padding, 7)
+        own = cpu.Kernels(kernels).sad(maps, filters, stride, padding, 7)
         true = naive(maps.long() - 7, filters.long() - 7, stride, padding)
         assert torch.equal(own.long(), -true)
+
+
+def test_without_a_compiler_for_the_gpu_plain_torch_computes_with_one_note(monkeypatch):
+    class Broken:
+        def __getitem__(self, grid):
+            raise RuntimeError("no ptxas\nmore")
+
+    broken = types.SimpleNamespace(forward=Broken(), input_gradient=Broken())
+    monkeypatch.setitem(sys.modules, "stepwell.ops.adder.triton_kernels", broken)
+    monkeypatch.setattr("stepwell.ops.adder.triton_kernels", broken, raising=False)
+    kernels, x, weight = gpu.Kernels(), torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
+    with pytest.warns(UserWarning, match=r"cannot compile the kernel of adder layers \(no ptxas\)"):
+        found = kernels.forward(x, weight, (1, 1), (1, 1))
+    assert_close(found, reference.forward(x, weight, (1, 1), (1, 1)))
+    grad = torch.randn_like(found)
+    own = kernels.input_gradient(grad, x, weight, (1, 1), (1, 1), "clipped")
+    assert_close(own, reference.input_gradient(grad, x, weight, (1, 1), (1, 1), "clipped"))

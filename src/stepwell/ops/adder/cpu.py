@@ -2,6 +2,8 @@
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -55,63 +57,67 @@ def _filled(tensor: Tensor, last: int) -> Tensor:
     return pad(tensor, (0, -tensor.shape[-1] % last))
 
 
-def forward(library: ctypes.CDLL, x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
-    """Minus the L1 distance of each patch and each filter, in float32, with channels last."""
-    lanes = library.adder_lanes()
-    # (height, width, channels, filters) -> vectors of filters, each (height, width, channels, lanes)
-    lying = _filled(weight.float().permute(2, 3, 1, 0), lanes).unflatten(3, (-1, lanes))
-    lying = lying.permute(3, 0, 1, 2, 4).contiguous()
-    size = out_size(x.shape[2:], weight.shape[2:], stride, padding)
-    out = x.new_empty((len(x), *size, len(weight)), dtype=torch.float32)
-    _call(
-        "forward", library, x.shape, weight.shape, stride, padding, out, x=_last(x.float()),
-        weight=lying,
-    )  # fmt: skip
-    return out.permute(0, 3, 1, 2)
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of a compiled library."""
 
+    library: ctypes.CDLL
+    #: The gradients of the input that there are.
+    GRADIENTS: ClassVar = ("clipped", "sign")
 
-def input_gradient(
-    library: ctypes.CDLL, grad: Maps, x: Maps, weight: Filters, stride: Pair, padding: Pair,
-    gradient: Gradient,
-) -> Maps:  # fmt: skip
-    """Gradient of the input, in float32, with channels last; "clipped" or "sign"."""
-    lanes = library.adder_lanes()
-    # (filters, height, width, channels) -> vectors of channels, each (height, width, filters, lanes)
-    lying = _filled(weight.float().permute(0, 2, 3, 1), lanes).unflatten(3, (-1, lanes))
-    lying = lying.permute(3, 1, 2, 0, 4).contiguous()
-    out = torch.zeros_like(
-        x.permute(0, 2, 3, 1), dtype=torch.float32, memory_format=torch.contiguous_format
-    )
-    _call(
-        "input_gradient", library, x.shape, weight.shape, stride, padding, out, x=_last(x.float()),
-        weight=lying, grad=_last(grad.float()), op=int(gradient == "sign"),
-    )  # fmt: skip
-    return out.permute(0, 3, 1, 2)
+    def forward(self, x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
+        """Minus the L1 distance of each patch and each filter, in float32, with channels last."""
+        lanes = self.library.adder_lanes()
+        # (height, width, channels, filters) -> vectors of filters, (height, width, channels, lanes)
+        lying = _filled(weight.float().permute(2, 3, 1, 0), lanes).unflatten(3, (-1, lanes))
+        lying = lying.permute(3, 0, 1, 2, 4).contiguous()
+        size = out_size(x.shape[2:], weight.shape[2:], stride, padding)
+        out = x.new_empty((len(x), *size, len(weight)), dtype=torch.float32)
+        _call(
+            "forward", self.library, x.shape, weight.shape, stride, padding, out, x=_last(x.float()),
+            weight=lying,
+        )  # fmt: skip
+        return out.permute(0, 3, 1, 2)
 
+    def input_gradient(
+        self, grad: Maps, x: Maps, weight: Filters, stride: Pair, padding: Pair,
+        gradient: Gradient,
+    ) -> Maps:  # fmt: skip
+        """Gradient of the input, in float32, with channels last; "clipped" or "sign"."""
+        lanes = self.library.adder_lanes()
+        # (filters, height, width, channels) -> vectors of channels, (height, width, filters, lanes)
+        lying = _filled(weight.float().permute(0, 2, 3, 1), lanes).unflatten(3, (-1, lanes))
+        lying = lying.permute(3, 1, 2, 0, 4).contiguous()
+        out = torch.zeros_like(
+            x.permute(0, 2, 3, 1), dtype=torch.float32, memory_format=torch.contiguous_format
+        )
+        _call(
+            "input_gradient", self.library, x.shape, weight.shape, stride, padding, out,
+            x=_last(x.float()), weight=lying, grad=_last(grad.float()), op=int(gradient == "sign"),
+        )  # fmt: skip
+        return out.permute(0, 3, 1, 2)
 
-def sign_weight_gradient(
-    library: ctypes.CDLL, grad: Maps, x: Maps, weight: Filters, stride: Pair, padding: Pair
-) -> Filters:
-    """The true gradient of the filters, in float32."""
-    lanes = library.adder_lanes()
-    lying = _filled(weight.float().permute(0, 2, 3, 1), lanes).contiguous()
-    out = torch.zeros_like(lying)
-    _call(
-        "weight_gradient", library, x.shape, weight.shape, stride, padding, out, x=_last(x.float()),
-        weight=lying, grad=_last(grad.float()), op=1,
-    )  # fmt: skip
-    return out[..., : weight.shape[1]].permute(0, 3, 1, 2)
+    def sign_weight_gradient(
+        self, grad: Maps, x: Maps, weight: Filters, stride: Pair, padding: Pair
+    ) -> Filters:
+        """The true gradient of the filters, in float32."""
+        lanes = self.library.adder_lanes()
+        lying = _filled(weight.float().permute(0, 2, 3, 1), lanes).contiguous()
+        out = torch.zeros_like(lying)
+        _call(
+            "weight_gradient", self.library, x.shape, weight.shape, stride, padding, out,
+            x=_last(x.float()), weight=lying, grad=_last(grad.float()), op=1,
+        )  # fmt: skip
+        return out[..., : weight.shape[1]].permute(0, 3, 1, 2)
 
-
-def sad(
-    library: ctypes.CDLL, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, zero: int
-) -> Tensor:
-    """Sums of absolute differences of uint8 maps and filters, in int32, with channels last."""
-    lying = _filled(weight.permute(0, 2, 3, 1).flatten(1), 64)
-    lying = pad(lying, (0, 0, 0, -len(lying) % 4)).contiguous()
-    size = out_size(x.shape[2:], weight.shape[2:], stride, padding)
-    out = x.new_empty((len(x), *size, len(weight)), dtype=torch.int32)
-    _call(
-        "sad", library, x.shape, weight.shape, stride, padding, out, x=_last(x), weight=lying, zero=zero
-    )
-    return out.permute(0, 3, 1, 2)
+    def sad(self, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, zero: int) -> Tensor:
+        """Sums of absolute differences of uint8 maps and filters, in int32, with channels last."""
+        lying = _filled(weight.permute(0, 2, 3, 1).flatten(1), 64)
+        lying = pad(lying, (0, 0, 0, -len(lying) % 4)).contiguous()
+        size = out_size(x.shape[2:], weight.shape[2:], stride, padding)
+        out = x.new_empty((len(x), *size, len(weight)), dtype=torch.int32)
+        _call(
+            "sad", self.library, x.shape, weight.shape, stride, padding, out, x=_last(x), weight=lying,
+            zero=zero,
+        )  # fmt: skip
+        return out.permute(0, 3, 1, 2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from stepwell.ops.adder import cpu, reference
+from stepwell.ops.adder import cpu, gpu, reference
 from stepwell.ops.adder.compiled import library
 from stepwell.ops.adder.reference import Filters, Gradient, Maps, out_size
 
@@ -74,10 +74,7 @@ def _forward(
     input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], gradient: str
 ) -> Tensor:
     kernels = _kernels(input, weight)
-    if kernels is not None:
-        found = cpu.forward(kernels, input, weight, stride, padding)
-    else:
-        found = reference.forward(input, weight, stride, padding)
+    found = (reference if kernels is None else kernels).forward(input, weight, stride, padding)
     dtype = torch.promote_types(input.dtype, weight.dtype)
     return found.to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -91,21 +88,24 @@ def _backward(
     kernels = _kernels(input, weight)
     options: Any = (stride, padding, gradient)
     of_input = of_weight = None
-    if needed[0] and kernels is not None and gradient != "difference":
-        of_input = cpu.input_gradient(kernels, grad, input, weight, *options)
-    elif needed[0]:
-        of_input = reference.input_gradient(grad, input, weight, *options)
-    if needed[1] and kernels is not None and gradient == "sign":
-        of_weight = cpu.sign_weight_gradient(kernels, grad, input, weight, *options[:2])
+    if needed[0]:
+        fast = kernels is not None and gradient in kernels.GRADIENTS
+        of_input = (kernels if fast else reference).input_gradient(grad, input, weight, *options)
+    if needed[1] and isinstance(kernels, cpu.Kernels) and gradient == "sign":
+        of_weight = kernels.sign_weight_gradient(grad, input, weight, *options[:2])
     elif needed[1]:
         of_weight = reference.weight_gradient(grad, input, weight, *options)
     return _like(of_input, input), _like(of_weight, weight)
 
 
 def _kernels(input: Tensor, weight: Tensor) -> Any:
-    """The compiled kernels if they compute for these tensors."""
-    double = torch.float64 in (input.dtype, weight.dtype)
-    return library() if input.device.type == "cpu" and not double else None
+    """The kernels that compute for these tensors; None if plain torch does."""
+    if torch.float64 in (input.dtype, weight.dtype):
+        return None
+    if input.device.type == "cpu":
+        compiled = library()
+        return None if compiled is None else cpu.Kernels(compiled)
+    return gpu.kernels() if input.device.type == "cuda" else None
 
 
 def _like(gradient: Tensor | None, tensor: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from jaxtyping import Int32, UInt8
 from torch import Tensor
 from torch.nn.functional import pad, unfold
 
-from stepwell.ops.adder import cpu
 from stepwell.ops.adder.compiled import library
+from stepwell.ops.adder.cpu import Kernels
 from stepwell.ops.adder.operator import checked_pair, checked_shapes
 from stepwell.ops.adder.reference import out_size
 
@@ -39,9 +39,9 @@ def sum_of_absolute_differences(
         raise ValueError(f"zero is a byte, 0 to 255, not {zero}")
     if weight[:1].numel() * 255 >= 2**31:
         raise ValueError(f"filters of {weight[:1].numel():,} bytes: a sum could exceed an int32")
-    kernels = library() if x.device.type == "cpu" else None
-    if kernels is not None:
-        return cpu.sad(kernels, x, weight, stride, padding, zero)
+    compiled = library() if x.device.type == "cpu" else None
+    if compiled is not None:
+        return Kernels(compiled).sad(x, weight, stride, padding, zero)
     high, wide = padding
     patches = unfold(
         pad(x.float(), (wide, wide, high, high), value=zero), weight.shape[2:], stride=stride
