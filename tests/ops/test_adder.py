@@ -242,11 +242,34 @@ def test_bytes_without_a_kernel(monkeypatch):
         ((1, 3, 2, 5), {}, "maps of 2×5 with padding \\(0, 0\\) are smaller than filters of 3×3"),
         ((1, 3, 5, 5), {"stride": 0}, "stride is a whole number of 1 or more, or two of them, not 0"),
         ((1, 3, 5, 5), {"padding": (1, -1)}, "padding is a whole number of 0 or more.*not \\(1, -1\\)"),
+        (
+            (1, 3, 0, 5),
+            {"padding": 2},
+            "maps of \\(3, 0, 5\\) and filters of .*nothing to sum",
+        ),
     ],
 )
 def test_layers_without_a_kernel_are_refused(shape, options, message):
     with pytest.raises(ValueError, match=message):
         adder_conv2d(torch.randn(shape), torch.randn(4, 3, 3, 3), **options)
+
+
+def test_other_numbers_than_floating_point_ones_are_refused():
+    x, weight = torch.randn(1, 3, 5, 5), torch.randn(4, 3, 3, 3)
+    for dtype in (torch.uint8, torch.int64, torch.bool, torch.complex64):
+        with pytest.raises((ValueError, TypeError), match=f"maps of {dtype}: adder layers|Type-check"):
+            adder_conv2d(x.to(dtype), weight)
+    with pytest.raises((ValueError, TypeError), match="filters of torch.int8: adder layers|Type-check"):
+        adder_conv2d(x, weight.to(torch.int8))
+
+
+def test_a_derivative_in_forward_mode_is_refused_not_zero():
+    x, weight = torch.randn(1, 3, 5, 5), torch.randn(4, 3, 3, 3)
+    with (
+        warnings.catch_warnings(action="ignore"),  # of torch's own
+        pytest.raises(NotImplementedError, match="no forward-mode derivative: use backward"),
+    ):
+        torch.func.jvp(lambda q: adder_conv2d(q, weight), (x,), (torch.ones_like(x),))
 
 
 @pytest.fixture
@@ -283,6 +306,28 @@ def test_compiled_kernels_are_kept_and_damaged_ones_made_anew(home, monkeypatch)
         compiled.library.cache_clear()
         assert compiled.library().adder_lanes() == 16
         assert file.read_bytes() == whole
+
+
+def test_a_file_under_the_right_name_that_is_no_library_is_made_anew(home):
+    assert compiled.library().adder_lanes() == 16
+    (file,) = home.iterdir()
+    file.unlink()
+    foreign = home / compiled._name(file.name.rpartition("-")[0], b"no library")
+    foreign.write_bytes(b"no library")
+    compiled.library.cache_clear()
+    assert compiled.library().adder_lanes() == 16
+    assert [*home.iterdir()] == [file]
+
+
+def test_a_compiler_that_writes_no_library_leaves_torch_and_nothing_behind(home, tmp_path, monkeypatch):
+    compiler = tmp_path / "a compiler"  # whose path has a blank
+    compiler.write_text('#!/bin/sh\nfor last; do :; done\necho garbage > "$last"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.warns(UserWarning, match="torch.cdist, because .*cannot be loaded") as notes:
+        assert compiled.library() is None
+    assert len(notes) == 1
+    assert not [*home.iterdir()]
 
 
 @pytest.mark.parametrize(

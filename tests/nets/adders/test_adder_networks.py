@@ -123,12 +123,31 @@ def test_what_has_no_adder_form_is_refused(layer, message):
     assert own.body[0] is layer
 
 
+def test_a_convolution_of_two_names_stays_one_layer():
+    shared = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    own = stepwell.to_adder(Own(shared, shared))
+    own.other = own.body[0]
+    assert own.body[0][0] is own.body[1][0]
+    twice = Own(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    twice.alias = twice.body[0]
+    assert stepwell.to_adder(twice).alias is twice.body[0]
+    assert [*adder_layers(twice)] == ["body.0"]
+
+
 def test_other_networks_without_an_adder_form():
     with pytest.raises(ValueError, match="no norm follows the convolution 'body.0': .* cannot train"):
         stepwell.to_adder(Own(nn.Conv2d(8, 8, 3), norm=False))
     early = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.BatchNorm2d(8))
     with pytest.raises(ValueError, match="body.0.1, a ReLU, stands between the convolution 'body.0.0'"):
         stepwell.to_adder(Own(early))
+    for call in (torch.relu, nn.functional.relu6, lambda x: x.relu_()):
+
+        class Functional(Own):
+            def forward(self, x):
+                return self.norm(call(self.body(self.first(x))))  # noqa: B023
+
+        with pytest.raises(ValueError, match="a call of relu.* between the convolution 'body.0' and"):
+            stepwell.to_adder(Functional(nn.Conv2d(8, 8, 1)))
     early[1] = nn.LeakyReLU()  # which loses nothing
     assert [*adder_layers(stepwell.to_adder(Own(early)))] == ["body.0.0"]
     with pytest.raises(ValueError, match="keep 'fc': no convolution has this name"):

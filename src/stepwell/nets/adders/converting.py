@@ -1,9 +1,10 @@
 """Turn the convolutions of a network into adder layers."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from stepwell.nets.adders.layers import AdderConv2d, NormedLinear
 from stepwell.nets.decisions.deciding import deciding_parts
@@ -63,8 +64,12 @@ def to_adder(
             made[name] = AdderConv2d(conv, gradient=gradient)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; keep it as it is with keep=[{name!r}]") from None
+    _check_calls(module, made)
+    everyone = [*module.named_modules(remove_duplicate=False)]
     for name, layer in made.items():
-        module.set_submodule(name, layer.train(module.training))
+        layer.train(module.training)
+        for shared in [n for n, m in everyone if m is layers[name]]:  # a layer may have several names
+            module.set_submodule(shared, layer)
         if isinstance(weight := behind[name].weight, nn.Parameter):
             nn.init.ones_(weight)
     last = layers[names[-1]]
@@ -99,9 +104,42 @@ def _norm_behind(name: str, module: nn.Module, layers: dict[str, nn.Module]) -> 
     )
 
 
-def _loses_negatives(layer: nn.Module) -> bool:
+def _check_calls(module: nn.Module, names: Collection[str]) -> None:
+    """Refuse a function such as `torch.relu` right behind a convolution, where torch.fx can see it."""
+    try:
+        graph = fx.Tracer().trace(module)
+    except Exception:  # whatever the network's own code raises when it meets a proxy
+        return
+    for node in graph.nodes:
+        if node.op != "call_module" or node.target not in names:
+            continue
+        for user in node.users:
+            if user.op in ("call_function", "call_method") and _loses_negatives(partial(_call, user)):
+                raise ValueError(
+                    f"a call of {getattr(user.target, '__name__', user.target)} stands between the "
+                    f"convolution {node.target!r} and its norm, and would lose all outputs of an adder "
+                    "layer, which are negative: put it behind the norm, or keep the convolution with "
+                    f"keep=[{node.target!r}]"
+                )
+
+
+def _call(node: fx.Node, value: torch.Tensor) -> object:
+    """The result of a node of a graph for a value in the place of its first input."""
+    rest = node.args[1:]
+    if callable(node.target):
+        return node.target(value, *rest, **node.kwargs)
+    return getattr(value, node.target)(*rest, **node.kwargs)
+
+
+def _loses_negatives(call: Callable[[torch.Tensor], object]) -> bool:
     """Check for an activation that gives all large negative numbers one value, as ReLU does."""
-    if type(layer).__module__ != nn.ReLU.__module__:
+    if isinstance(call, nn.Module) and type(call).__module__ != nn.ReLU.__module__:
         return False
-    one, other = layer(torch.tensor([-100.0, -200.0], device="cpu")).tolist()
-    return bool(abs(one - other) < 1e-3)
+    values = torch.tensor([-100.0, -200.0], device="cpu")
+    try:
+        found = call(values)
+    except Exception:  # a function of several values of the graph
+        return False
+    if not isinstance(found, torch.Tensor) or found.shape != values.shape:
+        return False
+    return bool(abs(found[0] - found[1]) < 1e-3)

@@ -25,15 +25,18 @@ class CompileError(Exception):
     """No compiler, or one that fails."""
 
 
+class UnloadableError(OSError):
+    """A compiled library that cannot be opened."""
+
+
 @functools.cache
 def library(more: Sequence[str] = ()) -> ctypes.CDLL | None:
     """The kernels, compiled with `more` flags; None with one warning where that is impossible."""
     try:
-        file = _file(more)
         try:
-            return _open(file)
-        except OSError as error:
-            return _open(_for_this_process(file.name, file.read_bytes(), f"cannot be loaded ({error})"))
+            return _load(_file(more))
+        except UnloadableError:  # its file is removed
+            return _load(_file(more))
     except (CompileError, OSError) as error:
         warnings.warn(
             f"adder layers run up to ten times slower, by torch.cdist, because their kernel is not "
@@ -43,9 +46,29 @@ def library(more: Sequence[str] = ()) -> ctypes.CDLL | None:
         return None
 
 
+def _load(file: Path) -> ctypes.CDLL:
+    """Open a library, or a copy of it where its folder holds no programs.
+
+    UnloadableError if neither can be opened: the file is no library of ours, and is removed.
+    """
+    try:
+        return _open(file)
+    except OSError as error:
+        copy = _copied(file.name, file.read_bytes())
+        try:
+            opened = _open(copy)
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.unlink()
+            raise UnloadableError(f"{file} cannot be loaded ({error})") from error
+        _note_copy(f"cannot be loaded ({error})")
+        return opened
+
+
 def _open(file: Path) -> ctypes.CDLL:
     opened = ctypes.CDLL(str(file))
-    opened.adder_lanes()  # another library has no such function
+    if not hasattr(opened, "adder_lanes"):
+        raise OSError("it is another library")
     return opened
 
 
@@ -80,17 +103,21 @@ def _file(more: Sequence[str]) -> Path:
                     damaged.unlink()
         write_whole(file, binary)
     except OSError as error:
-        return _for_this_process(file.name, binary, f"is not kept ({error})")
+        _note_copy(f"is not kept ({error})")
+        return _copied(file.name, binary)
     return file
 
 
-def _for_this_process(name: str, binary: bytes, problem: str) -> Path:
-    """A library in a folder of this process, with a note."""
+def _note_copy(problem: str) -> None:
     warnings.warn(
         f"the compiled adder kernel {problem}, so each process makes a copy of its own: set "
         "XDG_CACHE_HOME to a folder that can be written and holds programs",
-        stacklevel=4,
+        stacklevel=5,
     )
+
+
+def _copied(name: str, binary: bytes) -> Path:
+    """A library in a folder of this process."""
     # a new folder each time: a library that is open must not be written over
     file = Path(tempfile.mkdtemp(dir=_own_folder().name)) / name
     file.write_bytes(binary)
@@ -119,7 +146,7 @@ def compile_source(more: Sequence[str] = ()) -> bytes:
         raise CompileError("there is no C compiler")
     with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
         out = Path(folder) / "adder.so"
-        command = [*compiler.split(), *FLAGS, *more, str(SOURCE), "-o", str(out)]
+        command = [*_words(compiler), *FLAGS, *more, str(SOURCE), "-o", str(out)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -139,6 +166,11 @@ def compiler_command() -> str:
     return os.environ.get("CC") or next(usual, "")
 
 
+def _words(compiler: str) -> list[str]:
+    """A command with its flags; a path may hold blanks."""
+    return [compiler] if shutil.which(compiler) else compiler.split()
+
+
 def compiler_version() -> str:
     """The compiler and its version in words; empty without one."""
     compiler = compiler_command()
@@ -146,7 +178,7 @@ def compiler_version() -> str:
         return ""
     try:
         done = subprocess.run(
-            [*compiler.split(), "--version"], capture_output=True, text=True, timeout=PATIENCE,
+            [*_words(compiler), "--version"], capture_output=True, text=True, timeout=PATIENCE,
             check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):

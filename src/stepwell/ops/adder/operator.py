@@ -1,10 +1,12 @@
 """The adder layer as an operator of torch's: seen by autograd, compile, export and the FLOP counter."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from stepwell.ops.adder import cpu, gpu, reference
@@ -30,10 +32,17 @@ def adder_conv2d(
         gradient: "clipped" as in AdderNet; "difference" without the clip, or "sign", for studies.
 
     Raises:
-        ValueError: shapes do not fit, as with groups; there would be no output pixel; no such gradient.
+        ValueError: shapes do not fit, as with groups; there would be no output pixel, or nothing to
+            sum; the tensors hold no floating-point numbers; no such gradient.
+        NotImplementedError: a derivative in forward mode is asked for (`torch.func.jvp`).
     """
     stride, padding = checked_pair("stride", stride, 1), checked_pair("padding", padding, 0)
     checked_shapes(input, weight, stride, padding)
+    for name, tensor in (("maps", input), ("filters", weight)):
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} of {tensor.dtype}: adder layers take floating-point numbers")
+        if not torch.compiler.is_compiling() and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError("adder layers have no forward-mode derivative: use backward()")
     if gradient not in get_args(Gradient):
         raise ValueError(f"no gradient {gradient!r}; there are {', '.join(get_args(Gradient))}")
     found: Tensor = torch.ops.stepwell.adder_conv2d(input, weight, stride, padding, gradient)
@@ -42,14 +51,17 @@ def adder_conv2d(
 
 def checked_pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
     """A number for height and width as two; ValueError if one is no whole number of `least` or more."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not all(isinstance(v, Integral) and v >= least for v in pair):
         raise ValueError(f"{name} is a whole number of {least} or more, or two of them, not {value!r}")
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def checked_shapes(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> None:
-    """Raise ValueError for shapes that do not fit, no output pixel, or tensors on two devices."""
+    """Raise ValueError for what is no tensor, shapes that do not fit, or tensors on two devices."""
+    for name, given in (("maps", x), ("filters", weight)):
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name} must be a tensor of torch's, not {type(given).__name__}")
     if x.ndim != 4 or weight.ndim != 4:
         raise ValueError(
             "an adder layer takes maps (batch, channels, height, width) and filters of four "
@@ -61,6 +73,11 @@ def checked_shapes(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Se
         raise ValueError(
             f"filters for {weight.shape[1]} channels, and maps of {x.shape[1]}: adder layers have no "
             "groups"
+        )
+    if 0 in (*x.shape[1:], *weight.shape[1:]):
+        raise ValueError(
+            f"maps of {tuple(x.shape[1:])} and filters of {tuple(weight.shape[1:])}, as channels, "
+            "height and width: there is nothing to sum"
         )
     if min(out_size(x.shape[2:], weight.shape[2:], stride, padding)) < 1:
         raise ValueError(
