@@ -26,6 +26,7 @@ from stepwell.data.pictures.generate import (
     write_networks,
 )
 from stepwell.data.pictures.network import edge_list, parse_network, read_network
+from stepwell.data.pictures.picture import draw, walks
 from stepwell.data.pictures.word2vec import word2vec
 
 HOW = Pictures().record
@@ -174,7 +175,8 @@ GRAPH = (
     '<graphml><key id="w" for="{where}" attr.name="weight" attr.type="double">{usual}</key>'
     '<key id="n" for="node" attr.name="weight" attr.type="double"/><graph edgedefault="undirected">'
     '<node id="a"/><edge source="a" target="b"><data key="w">3</data></edge>'
-    '<node id="b"><data key="n">9</data></node><edge source="b" target="c"/></graph></graphml>'
+    '<node id="b"><data key="n">9</data></node><edge source="b" target="c"/><node id="c"/></graph>'
+    "</graphml>"
 )
 
 
@@ -190,6 +192,73 @@ def test_weights_of_graphml_are_those_of_edges():
 def test_a_header_is_no_edge_and_nodes_may_be_called_like_one():
     assert parse_network(b"u,v\n0,1\n", ".csv", HOW).names == ("0", "1")
     assert set(parse_network(b"u v\nv u2\nu v\n", ".edges", HOW).names) == {"u", "v", "u2"}
+    for lines in (b"u v\nv w\nw x\n", b"v w\nw x\nu v\n"):
+        assert set(parse_network(lines, ".edges", HOW).names) == {*"uvwx"}
+
+
+@pytest.mark.parametrize(
+    ("content", "suffix", "names"),
+    [
+        (b'"Smith, J","Doe, A"\n"Doe, A",Eve,"3"\n'.replace(b",Eve", b',"Eve"'), ".csv", None),
+        (b'"New York" Boston\nBoston Rome\n', ".edges", {"New York", "Boston", "Rome"}),
+        (b"1 2 {}\n2 3 {}\n", ".edgelist", {"1", "2", "3"}),
+        (b"1 2 {'weight': 2.5, 'x': 1}\n2 3 {'weight': 1}\n", ".edgelist", {"1", "2", "3"}),
+        (b"% sym unweighted\n1 2\n  # prose\n2 3\n", ".edges", {"1", "2", "3"}),
+    ],
+)
+def test_edge_lists_of_other_programs(content, suffix, names):
+    if names is None:
+        with pytest.raises(ValueError, match="line 2 has 3: 2 columns are needed"):
+            parse_network(content, suffix, HOW)
+        content, names = content.replace(b',"3"', b""), {"Smith, J", "Doe, A", "Eve"}
+    network = parse_network(content, suffix, HOW)
+    assert set(network.names) == names
+    assert network.weights.max() == (2.5 if b"2.5" in content else 1)
+
+
+@pytest.mark.parametrize(
+    ("head", "directed"),
+    [
+        ("# directed, weighted", True), ("# directed=true", True), ("# Directed graph: x", True),
+        ("# not directed", False), ("# undirected directed graph", None), ("# nodes=2", None),
+        ("# nodes=-5", None), ("%%MatrixMarket matrix", None), ("# a directed graph", False),
+    ],
+)  # fmt: skip
+def test_a_head_says_what_its_first_words_say(head, directed):
+    content = f"{head}\n0 1\n1 2\n".encode()
+    if directed is None:
+        with pytest.raises(ValueError, match="the head|in the head|MatrixMarket"):
+            parse_network(content, ".edges", HOW)
+    else:
+        assert parse_network(content, ".edges", HOW).directed == directed
+
+
+@pytest.mark.parametrize("nodes", [5, 300])
+def test_the_unit_of_weights_does_not_matter_and_no_sum_overflows(nodes):
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(1, 3, nodes)
+    pictures = []
+    for unit in (1.0, 10.0, 5e307, 1e-300):
+        lines = "".join(
+            f"{i} {(i * i + 1) % nodes} {float(w * unit)!r}\n" for i, w in enumerate(weights)
+        )
+        network = parse_network(lines.encode(), ".edges", HOW | {"loops": "drop"})
+        pictures.append(draw(network, HOW, 16).pixels)
+    assert all((one == pictures[0]).all() for one in pictures)
+    ring = "".join(f"r{i} r{(i + 1) % 300} 1\n" for i in range(300))
+    star = "".join(f"hub z{i} 1e-18\n" for i in range(4))
+    network = parse_network((ring + star).encode(), ".edges", HOW)
+    paths = walks(network, 100, 2, np.random.default_rng(0))
+    hub = network.names.index("hub")
+    reached = paths[1][paths[0] == hub]
+    assert np.bincount(reached)[np.unique(reached)].min() > 10
+    assert len(np.unique(reached)) == 4
+
+
+def test_a_picture_on_one_line_counts_as_uncertain():
+    with np.errstate(all="raise"):
+        assert draw(parse_network(b"a b\n", ".edges", HOW), HOW, 16).skewness == 0
+        assert draw(parse_network(b"a b\nb c\n", ".edges", HOW), HOW, 16).skewness >= 0
 
 
 def test_networkx_reads_its_own_graphml_here(tmp_path):
@@ -216,6 +285,19 @@ BAD = {
     "bomb.graphml": (BOMB, "a document type or an entity"),
     "deep.graphml": (b"<graphml>" + b"<a>" * 99, "nested more than 64 deep"),
     "cut.graphml": (b"<graphml><graph>", "no XML"),
+    "encoding.graphml": (b'<?xml version="1.0" encoding="foo"?><graphml><graph/></graphml>', "no XML"),
+    "undeclared.graphml": (
+        b"<graphml><graph><node id='a'/><edge source='a' target='b'/></graph></graphml>",
+        "an edge to 'b', which is no node of the file",
+    ),
+    "twice.graphml": (
+        b"<graphml><graph><node id='a'/><node id='a'/></graph></graphml>",
+        "two nodes have the id 'a'",
+    ),
+    "nameless.graphml": (b"<graphml><graph><node/></graph></graphml>", "a node without an id"),
+    "outside.graphml": (b"<graphml><edge source='a' target='b'/></graphml>", "outside the <graph>"),
+    "default.graphml": (b"<graphml><graph edgedefault='both'/></graphml>", "edgedefault 'both'"),
+    "commas.edges": (b"a, b\nb, c\n", "line 1: commas between columns: name the file .csv"),
     "other.graphml": (b"<svg/>", "instead of <graphml>"),
     "hyper.graphml": (b"<graphml><graph><hyperedge/></graph></graphml>", "hyperedges"),
     "end.graphml": (
@@ -244,7 +326,7 @@ def test_loops_copies_and_size_obey_the_flags():
     for flag in ("loops", "multi_edges"):
         with pytest.raises(ValueError, match=f"--{flag.replace('_', '-')}"):
             parse_network(twice, "", HOW | {flag: "refuse"})
-    for content in (twice, GRAPHML.encode()):
+    for content in (twice, GRAPHML.format(kind="directed").encode()):
         with pytest.raises(ValueError, match="raise --max-edges"):
             parse_network(content, "", HOW | {"max_edges": 1})
     with pytest.raises(ValueError, match="name one for a grey picture, or three"):

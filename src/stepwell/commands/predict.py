@@ -105,7 +105,9 @@ def predict(
         for p in unreadable[:NAMED]:
             fail(p.error)
         more = f"; the first {NAMED} are named above" if len(unreadable) > NAMED else ""
-        raise ValueError(f"{len(unreadable)} of {len(predictions)} images could not be read{more}")
+        raise ValueError(
+            f"{len(unreadable)} of {len(predictions)} {predicted.noun}s could not be read{more}"
+        )
 
 
 def _check_there(files: tuple[str, ...], kind: str) -> None:

@@ -14,7 +14,7 @@ FILE = "groups.tsv"
 def read_groups(root: Path) -> dict[Path, str]:
     """The group of each file that groups.tsv in a data folder names; empty without such a file.
 
-    ValueError for a line without two columns, or a file that is named twice.
+    ValueError for a line without two columns, a file that is named twice, or no line at all.
     """
     file = root / FILE
     if not file.is_file():
@@ -33,6 +33,8 @@ def read_groups(root: Path) -> dict[Path, str]:
         if root / name in groups:
             raise ValueError(f"{file}, line {number}: {name} is there twice")
         groups[root / name] = group.strip()
+    if not groups:
+        raise ValueError(f"{file} is empty: name the group of every file, or remove it")
     return groups
 
 
@@ -79,12 +81,19 @@ def set_aside(
 
 
 def shared_groups(train: Any, others: Mapping[str, Any]) -> Iterator[str]:
-    """Notes about groups that stand in the training part and in another one."""
+    """Notes about groups, and files of equal content, in the training part and in another one."""
     for name, part in others.items():
+        if "content" in train.about:
+            same = np.isin(part.about["content"], train.about["content"])
+            if same.any():
+                yield (
+                    f"{int(same.sum())} files of {name}/ are in train/, too, such as "
+                    f"{part.about['path'][same][0]}: results there look better than they are"
+                )
         if "group" in train.about:
             both = np.intersect1d(train.about["group"], part.about["group"])
             if len(both):
                 yield (
-                    f"{len(both)} groups, such as {both[0]!r}, are in train/ and in {name}/: results "
-                    "there look better than they are"
+                    f"{len(both)} groups, such as {str(both[0])!r}, are in train/ and in {name}/: "
+                    "results there look better than they are"
                 )

@@ -5,9 +5,12 @@ Leman's refinement, and by name only where colours are equal. So copies of a net
 names have nearly the same numbers, too.
 """
 
+import csv
 import io
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,12 @@ HEADER = {
 }  # fmt: skip
 #: Bytes of a file for each edge that it may have, and for its head.
 EDGE_BYTES, HEAD_BYTES = 400, 1 << 16
+#: Words in a head, "# directed weighted nodes=9".
+DIRECTIONS = {
+    "directed": True, "directed=true": True, "undirected": False, "directed=false": False,
+}  # fmt: skip
+#: Bits of a weight that count.
+BITS = 24
 #: Rounds of refinement at most, elements of GraphML inside one another, characters of a number in it.
 ROUNDS, NESTED, DIGITS = 32, 64, 64
 
@@ -56,6 +65,11 @@ class Network:
     def degrees(self) -> NDArray[np.int64]:
         """Number of edges that leave each node."""
         return np.diff(self.start)
+
+    @property
+    def relative(self) -> NDArray[np.float64]:
+        """The weights over the largest one, to `BITS` bits: so their unit does not matter."""
+        return _relative(self.weights)
 
 
 class _Lines(NamedTuple):
@@ -118,20 +132,24 @@ def _edge_list(content: bytes, mark: str | None, most: int) -> _Lines:
         raise ValueError(f"byte {error.start} is no UTF-8 text") from error
     if b"\0" in content:
         raise ValueError("a zero byte: it is no text")
-    rows, words = list[tuple[int, str]](), set[str]()
+    rows, head = list[tuple[int, str]](), _Head()
     for number, line in enumerate(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig"), 1):
-        if line[:1] == "#":
-            words |= set() if rows else {*line[1:].lower().split()}
+        line = line.strip() if mark is None else line.rstrip("\n")
+        if line.lstrip()[:1] in ("#", "%"):
+            if not rows:
+                head.read(line.lstrip(), f"line {number}")
         elif line.strip():
-            rows.append((number, line.rstrip("\n")))
+            rows.append((number, line))
             if len(rows) > most + 1:
                 raise ValueError(f"more than {most:,} edges: raise --max-edges")
     if mark == "?":
         first = rows[0][1] if rows else ""
         mark = next((m for m in ("\t", ",") if m in first), None)
-    table = [(number, line.split(mark)) for number, line in rows]
-    if table and _is_header(table[0][1]) and not any(_is_header(cells) for _, cells in table[1:]):
-        del table[0]
+    table = [(number, _cells(line, mark, f"line {number}")) for number, line in rows]
+    if table and _is_header(table[0][1]):
+        names = {cell.strip() for _, cells in table[1:] for cell in cells[:2]}
+        if not names.intersection(cell.strip() for cell in table[0][1][:2]):
+            del table[0]
     width = len(table[0][1]) if table else 2
     for number, cells in table:
         if len(cells) != width or width not in (2, 3) or not all(map(str.strip, cells[:2])):
@@ -139,18 +157,68 @@ def _edge_list(content: bytes, mark: str | None, most: int) -> _Lines:
             raise ValueError(
                 f"line {number} has {len(cells)}: {what} are needed, source, target and maybe a weight"
             )
-    sources, targets = ([cells[i].strip().strip('"') for _, cells in table] for i in (0, 1))
+    sources, targets = ([cells[i].strip() for _, cells in table] for i in (0, 1))
     weights = [_weight(cells[2], f"line {n}") for n, cells in table] if width == 3 else None
-    numbers = [word[6:] for word in words if word.startswith("nodes=")]
-    nodes = int(numbers[0]) if numbers and numbers[0].isdecimal() and len(numbers[0]) < 12 else 0
-    if nodes > 2 * most:
-        raise ValueError(f"{nodes:,} nodes are more than twice {most:,}: raise --max-edges")
-    alone = [str(i) for i in range(nodes)] if {*sources, *targets} <= {*map(str, range(nodes))} else []
-    return _Lines(sources, targets, weights, alone, "directed" in words)
+    return _Lines(sources, targets, weights, head.alone({*sources, *targets}, most), head.directed)
+
+
+class _Head:
+    """What the comments before the first edge say; words behind an unknown one are prose."""
+
+    def __init__(self) -> None:
+        self.said: bool | None = None
+        self.nodes = 0
+
+    @property
+    def directed(self) -> bool:
+        return bool(self.said)
+
+    def read(self, line: str, where: str) -> None:
+        """Read a comment."""
+        if line.lower().startswith("%%matrixmarket"):
+            raise ValueError("a MatrixMarket file: write an edge list, source and target")
+        for word in line[1:].lower().replace(",", " ").replace(";", " ").split():
+            if word in DIRECTIONS:
+                if self.said not in (None, DIRECTIONS[word]):
+                    raise ValueError(f"{where}: the head says both directed and undirected")
+                self.said = DIRECTIONS[word]
+            elif word.startswith("nodes="):
+                count = word[6:]
+                if not (count.isascii() and count.isdecimal() and len(count) < 12):
+                    raise ValueError(f"{where}: {word[:30]!r} in the head is no number of nodes")
+                self.nodes = int(count)
+            elif word not in ("weighted", "unweighted"):
+                return
+
+    def alone(self, named: set[str], most: int) -> list[str]:
+        """The names of all nodes, if they are numbers and the head says how many there are."""
+        if self.nodes > 2 * most:
+            raise ValueError(f"{self.nodes:,} nodes are more than twice {most:,}: raise --max-edges")
+        if 0 < self.nodes < len(named):
+            raise ValueError(f"the head says nodes={self.nodes}, and the edges name {len(named)}")
+        numbers = [str(i) for i in range(self.nodes)]
+        return numbers if named <= {*numbers} else []
+
+
+def _cells(line: str, mark: str | None, where: str) -> list[str]:
+    """The columns of a line; double quotes may surround each."""
+    if mark is None and line.endswith("}"):  # as networkx writes what it knows of an edge
+        line, brace, known = line.partition("{")
+        weight = re.search(r"['\"]weight['\"]: *([^,}]*)", brace + known)
+        line += weight[1] if weight else ""
+    if '"' not in line:
+        cells = line.split(mark)
+    elif mark is None:
+        cells = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
+    else:
+        (cells,) = csv.reader([line], delimiter=mark, skipinitialspace=True)
+    if mark is None and any(cell[-1:] in (",", ";") for cell in cells[:2]):
+        raise ValueError(f"{where}: commas between columns: name the file .csv, or take them out")
+    return cells
 
 
 def _is_header(cells: list[str]) -> bool:
-    return {cell.strip().strip('"').lower() for cell in cells[:2]} <= HEADER
+    return {cell.strip().lower() for cell in cells[:2]} <= HEADER
 
 
 def _weight(text: str, where: str) -> float:
@@ -196,14 +264,25 @@ class _GraphML:
             raise ValueError(f"{where}: hyperedges join more than two nodes, which no picture shows")
         if tag == "key":
             of_edges = attributes.get("for", "all") in ("edge", "all")
-            if of_edges and attributes.get("attr.name") == "weight":
+            if of_edges and attributes.get("attr.name", "").lower() == "weight":
+                if self.key:
+                    raise ValueError(f"{where}: a second weight of edges: one is drawn")
                 self.key, self.inside = attributes.get("id", ""), "key"
         elif tag == "graph":
             if self.directed is not None:
                 raise ValueError(f"{where}: a second graph: one file holds one network")
-            self.directed = attributes.get("edgedefault") == "directed"
+            default = attributes.get("edgedefault", "undirected").lower()
+            if default not in DIRECTIONS:
+                raise ValueError(
+                    f"{where}: edgedefault {default[:20]!r} is neither directed nor undirected"
+                )
+            self.directed = DIRECTIONS[default]
+        elif tag in ("node", "edge") and self.directed is None:
+            raise ValueError(f"{where}: a <{tag}> outside the <graph>")
         elif tag == "node":
-            self.lines.nodes.append(attributes.get("id", ""))
+            if not attributes.get("id"):
+                raise ValueError(f"{where}: a node without an id")
+            self.lines.nodes.append(attributes["id"])
             self.check(len(self.lines.nodes) / 2, "nodes")
         elif tag == "edge":
             if not {"source", "target"} <= attributes.keys():
@@ -218,7 +297,7 @@ class _GraphML:
             self.inside = "edge"
             self.check(len(self.lines.sources), "edges")
         elif (
-            tag == "data" and self.inside == "edge" and attributes.get("key") == (self.key or None)
+            tag == "data" and self.inside == "edge" and attributes.get("key") == (self.key or "weight")
         ) or (tag == "default" and self.inside == "key"):
             self.text = []
 
@@ -250,10 +329,17 @@ def _graphml(content: bytes, most: int) -> _Lines:
     reader = _GraphML(most)
     try:
         reader.parser.Parse(content, True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError) as error:  # the latter for an unknown encoding
         raise ValueError(f"no XML: {error}") from error
     if reader.directed is None:
         raise ValueError("no <graph> in it")
+    nodes = {*reader.lines.nodes}
+    if len(nodes) < len(reader.lines.nodes):
+        twice = next(n for n, count in Counter(reader.lines.nodes).items() if count > 1)
+        raise ValueError(f"two nodes have the id {twice[:40]!r}")
+    for end in (*reader.lines.sources, *reader.lines.targets):
+        if nodes and end not in nodes:
+            raise ValueError(f"an edge to {end[:40]!r}, which is no node of the file")
     return reader.lines._replace(directed=reader.directed)
 
 
@@ -284,7 +370,10 @@ def _network(lines: _Lines, directed: bool, loops: str, multi_edges: str) -> Net
         count = f"{len(names)} node{'s' * (len(names) != 1)}"
         raise ValueError(f"{count} and no edge between two nodes: a picture needs one")
     at = np.flatnonzero(first)
-    weights = (np.add if multi_edges == "keep" else np.maximum).reduceat(weights, at)
+    with np.errstate(over="ignore"):
+        weights = (np.add if multi_edges == "keep" else np.maximum).reduceat(weights, at)
+    if not np.isfinite(weights).all():
+        raise ValueError("the weights of an edge that is there twice have no finite sum")
     ends = ends[:, at]
     loop = ends[0] == ends[1]
     edges, found = ends.shape[1], int(loop.sum())
@@ -307,7 +396,7 @@ def _colours(
     arrows: NDArray[np.int64], weights: NDArray[np.float64], nodes: int, directed: bool
 ) -> list[int]:
     """Colours of the nodes by Weisfeiler and Leman's refinement, until it tells no more nodes apart."""
-    bits = _mixed(weights.view(np.uint64))
+    bits = _mixed(_relative(weights).view(np.uint64))
     sides = [(arrows[0], arrows[1], bits)] + [(arrows[1], arrows[0], ~bits)] * directed
     tables = []
     for ends, others, salt in sides:
@@ -327,6 +416,12 @@ def _colours(
         known = count
     values: list[int] = colours.tolist()
     return values
+
+
+def _relative(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    share = np.maximum(weights / weights.max(), np.finfo(float).tiny)
+    fraction, exponent = np.frexp(share)
+    return np.ldexp(np.round(fraction * 2**BITS) / 2**BITS, exponent)
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -95,8 +95,11 @@ def walks(network: Network, each: int, length: int, rng: np.random.Generator) ->
             f"{each} walks of {length} nodes from each of {len(starts):,} are more than {MOST_STEPS:,} "
             "steps: lower --walks"
         )
-    sums = np.append(0.0, np.cumsum(network.weights))
-    even = bool((network.weights == network.weights[0]).all())
+    weights = network.relative
+    even = bool((weights == weights[0]).all())
+    # of each node the sum is 1: a light node beside heavy ones loses no digits
+    own = np.add.reduceat(weights, network.start[starts])
+    sums = np.append(0.0, np.cumsum(weights / np.repeat(own, degrees[starts])))
     paths = np.empty((length, len(starts) * each), np.int64)
     here = paths[0] = np.tile(starts, each)
     for step in range(1, length):
@@ -121,7 +124,7 @@ def co_occurrences(network: Network, how: Mapping[str, Any], rng: np.random.Gene
     nodes, window, length = len(network.names), how["window"], how["walk_length"]
     if nodes <= EXACT:
         step = np.zeros((nodes, nodes))
-        step[np.repeat(np.arange(nodes), network.degrees), network.neighbours] = network.weights
+        step[np.repeat(np.arange(nodes), network.degrees), network.neighbours] = network.relative
         step /= np.maximum(step.sum(1, keepdims=True), np.finfo(float).tiny)
         reached, here, pairs = np.eye(nodes), np.ones(nodes), np.zeros((nodes, nodes))
         powers = [reached := reached @ step for _ in range(min(window, length - 1))]
@@ -184,7 +187,7 @@ def projection(x: Floats) -> tuple[Floats, float, float]:
     variances, axes = np.linalg.eigh(x.T @ x)
     y = x @ axes[:, ::-1][:, :3]
     second = (y**2).sum(0)
-    third = (y**3).sum(0) * np.sqrt(len(y)) / np.maximum(second, np.finfo(float).tiny) ** 1.5
+    third = (y**3).sum(0) * np.sqrt(len(y)) / np.where(second > 0, second, 1.0) ** 1.5
     gap = 1 - variances[-2] / variances[-1] if variances[-1] > 0 else 0.0
     return y * np.where(third < 0, -1, 1), float(gap), float(abs(third[:2]).min())
 
