@@ -1,12 +1,14 @@
 """Scenes for networks that look at parts of an image: a handwritten digit somewhere on a photograph.
 
-`python -m benchmarks.scenes OUT` writes class folders. The digits and the photographs are real ones of
-scikit-learn, without a download; the scenes are made of them: light ink on darkened photographs. On a
-third of the size, a digit is a spot: it shows where to look, and not what it is.
+`python -m benchmarks.scenes OUT` writes class folders, and close-ups of the size of a glance below
+OUT/close, for the encoders that a network of glances starts from. The digits and the photographs are
+real ones of scikit-learn, without a download; the scenes are made of them: light ink on darkened
+photographs. On a third of the size, a digit is a spot: it shows where to look, and not what it is.
 """
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ from sklearn.datasets import load_sample_images
 
 from stepwell.data import load_images
 
-#: Sides of a scene and of the digit on it, and scenes of a class in each part.
-SIZE, SIDES, COUNTS = 96, (14, 18), {"train": 600, "test": 300}
+#: Sides of a scene, of a close-up and of the digit on them, and scenes of a class in each part.
+SIZE, CLOSE, SIDES, COUNTS = 96, 32, (14, 18), {"train": 600, "test": 300}
 
 
 class Parts:
@@ -83,11 +85,13 @@ def write_parts(
                 write(parts, number, rng, place / f"{i:04d}")
 
 
-def write_scene(parts: Parts, number: int, rng: np.random.Generator, path: Path) -> None:
+def write_scene(
+    parts: Parts, number: int, rng: np.random.Generator, path: Path, size: int = SIZE
+) -> None:
     """Write a digit at a random place and size."""
-    pixels = parts.background(SIZE, SIZE, rng)
+    pixels = parts.background(size, size, rng)
     ink, colour = parts.ink(number, int(rng.integers(*SIDES)), rng)
-    top, left = (int(v) for v in rng.integers(0, SIZE - len(ink) + 1, 2))
+    top, left = (int(v) for v in rng.integers(0, size - len(ink) + 1, 2))
     paste(pixels, ink, colour, top, left)
     as_image(pixels).save(path.with_suffix(".png"))
 
@@ -96,3 +100,4 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit("python -m benchmarks.scenes OUT")
     write_parts(Path(sys.argv[1]), COUNTS, write_scene)
+    write_parts(Path(sys.argv[1]) / "close", COUNTS, partial(write_scene, size=CLOSE), seed=1)

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from stepwell.claims.exits import of_cascade, one_by_one
-from stepwell.claims.glance import ENCODER, GLANCES, NET, POLICY, TRAIN_ENCODER, control, looking
+from stepwell.claims.glance import GLANCES, NET, POLICY, control, looking
 from stepwell.claims.kit.figure import Axis, Plot, Point
 from stepwell.claims.kit.measures import ACCURACY, accuracy, correct, macs_of, more, times
 from stepwell.claims.kit.study import Arm, Question, Study
@@ -25,17 +25,20 @@ from stepwell.data.clips import Frames
 from stepwell.nets import builder_of
 from stepwell.nets.families.glance import FRAMES
 
+#: The network from which every encoder starts.
+ENCODER = "ResNet-8 on plain digits"
 EVEN, RANDOM, ALL = "frames spread evenly", "random frames", "all frames"
 
 
 def frames(where: str, glances: str = GLANCES) -> Arm:
     """A network that looks at frames, chosen as `where` says."""
-    return looking(where, "frames", glances)
+    return looking(where, "frames", glances, ENCODER)
 
 
 #: The last arm looks at 15 frames of 16 in full size, one after the other.
 ARMS: dict[str, Arm] = {
-    ENCODER: TRAIN_ENCODER, POLICY: frames("policy"), EVEN: frames("fixed"), RANDOM: frames("random"),
+    ENCODER: Arm("supervised", {"net": NET, "data": "digits", "size": 32}, scaled={"epochs": 2}),
+    POLICY: frames("policy"), EVEN: frames("fixed"), RANDOM: frames("random"),
     ALL: frames("fixed", "16"),
 }  # fmt: skip
 
