@@ -463,7 +463,7 @@ def test_one_bad_image_stops_no_other(stepwell, trained, tmp_path):
     code, _, err = stepwell("predict", trained, tmp_path / "in", "--csv", tmp_path / "o.csv")
     assert code == 2
     assert "cannot read image" in err
-    assert "1 of 3 images could not be read" in err
+    assert "1 of 3 files could not be read" in err
     assert len((tmp_path / "o.csv").read_text().splitlines()) == 4
 
 
@@ -473,7 +473,7 @@ def test_many_bad_images_are_counted_and_the_first_are_named(stepwell, trained, 
     code, out, err = stepwell("predict", trained, tmp_path)
     assert (code, out, err.count("\n")) == (2, "", 11)
     assert "09.png" in err
-    assert "error: 12 of 12 images could not be read; the first 10 are named above" in err
+    assert "error: 12 of 12 files could not be read; the first 10 are named above" in err
 
 
 def test_a_cascade_needs_two_depths(stepwell, trained, tmp_path):
