@@ -72,7 +72,7 @@ WRONG = {
     "target_cost": ([-0.1, 1.1, "nan"], [0, 1]),
     "anneal": ([0, 1.1, "nan"], [1e-3, 1]),
     "widths": ([0, 1.1, "nan"], [1e-3, 1]),
-    "target": ([-0.1, 1.1, "nan"], [0, 1]),
+    "target": ([0, -0.1, 1.1, "nan"], [1e-6, 1]),
     "choose_epochs": ([0, -1], [1]),
     "chooser_rate": ([0, -1, "nan"], [1e-3]),
     "cost_weight": ([-1, "nan"], [0]),

@@ -86,6 +86,9 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
     },
 }
 
+#: Studies of dynamic inference whose results are published, in benchmarks/results/claims.
+PUBLISHED = ("drnet", "exits", "frames", "sequences")
+
 DATA = {
     "digits": "1,797 handwritten digits of 8×8 pixels, 10 classes (scikit-learn; no download)",
     "cifar10": "60,000 photographs of 32×32 pixels, 10 classes (downloaded by torchvision)",

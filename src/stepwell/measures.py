@@ -299,6 +299,6 @@ def chance_in_words(test: Mapping[str, Any], noun: str) -> str:
         return ""
     return (
         f"as many {noun}s at each depth, drawn at random: {100 * test['random_accuracy']:.2f} %; the "
-        f"cheapest depth that is right: {100 * test['oracle_accuracy']:.2f} % at "
+        f"cheapest of its depths that is right: {100 * test['oracle_accuracy']:.2f} % at "
         f"{big(test['oracle_macs'])} MACs"
     )

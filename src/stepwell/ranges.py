@@ -60,11 +60,11 @@ _NAMES = {
     BITS: "bits",
     SQUARE: "frames",
     SHARE: (
-        "alpha start_from_teacher target target_cost min_accuracy target_accuracy min_score "
-        "ignore_from discount"
+        "alpha start_from_teacher target_cost min_accuracy target_accuracy min_score ignore_from "
+        "discount"
     ),
     NUMBER: "teacher_mean",
-    SHARE_ABOVE_0: "explore anneal widths zoom label_fraction label_rate",
+    SHARE_ABOVE_0: "target explore anneal widths zoom label_fraction label_rate",
     INNER_SHARE: "unlabeled_share synthetic_share label_share",
 }
 #: By parameter name, which means the same in every command, recipe and objective.

@@ -121,6 +121,11 @@ class Boxes(NamedTuple):
         """Some of the boxes, by a mask or by their numbers."""
         return Boxes(*(values[which] for values in self))
 
+    def with_area(self) -> "Boxes":
+        """The boxes that have width and height."""
+        x1, y1, x2, y2 = self.boxes.unbind(1)
+        return self.chosen((x2 > x1) & (y2 > y1))
+
     @property
     def total(self) -> int:
         """The number of boxes."""

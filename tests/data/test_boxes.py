@@ -69,6 +69,13 @@ def with_box(box, **more):
         (with_box([20, 2, -5, 5]), r"train-2.png is reversed, \[20, 2, -5, 5\]"),
         (with_box([float("nan"), 2, 5, 5]), r"train-2.png is \[nan, 2, 5, 5\], not four finite"),
         (with_box([1, 2, 5]), "train-2.png is .* not four finite numbers"),
+        (with_box([1, 2, 5, 5], iscrowd="1"), "train-2.png has iscrowd '1': 0 or 1 is meant"),
+        (with_box([1, 2, 5, 5], iscrowd=7), "train-2.png has iscrowd 7: 0 or 1 is meant"),
+        ({"annotations": lambda rows: [*rows, None]}, r"entry \d+ of its annotations is None"),
+        (
+            {"annotations": lambda rows: [row | {"iscrowd": 1} for row in rows]},
+            "has crowd regions alone",
+        ),
         (with_box([1, 2, 5, 5], category_id=4), "train-2.png has category 4, which is not listed"),
         (with_box([1, 2, 5, 5], image_id=77), "annotation 99 is of image 77, which is not listed"),
         (again(id=50), "lists image train-1.png .* twice, by its file"),

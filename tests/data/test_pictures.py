@@ -297,6 +297,7 @@ BAD = {
     "nameless.graphml": (b"<graphml><graph><node/></graph></graphml>", "a node without an id"),
     "outside.graphml": (b"<graphml><edge source='a' target='b'/></graphml>", "outside the <graph>"),
     "default.graphml": (b"<graphml><graph edgedefault='both'/></graphml>", "edgedefault 'both'"),
+    "long.csv": (b'a,"' + b"b" * 140_000 + b'"\n', "line 1: field larger than field limit"),
     "commas.edges": (b"a, b\nb, c\n", "line 1: commas between columns: name the file .csv"),
     "other.graphml": (b"<svg/>", "instead of <graphml>"),
     "hyper.graphml": (b"<graphml><graph><hyperedge/></graph></graphml>", "hyperedges"),

@@ -189,6 +189,7 @@ def test_what_cannot_be_is_one_line(run, data, tmp_path, monkeypatch):
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     shutil.copy(copy / "images" / "train-1.png", copy / "images" / "test-1.png")
+    before = (copy / "images" / "test-1.png").read_bytes()
     out = ("--out", tmp_path / "out")
     for arguments, message in (
         (("train", "detect", "--data", copy, *out), "is training image"),
@@ -196,10 +197,15 @@ def test_what_cannot_be_is_one_line(run, data, tmp_path, monkeypatch):
         (("train", "detect", "--data", data, *out, "--size", "20"), "the longer side of images"),
         (("export", run, "--format", "pt2"), "a detector is exported as onnx"),
         (("predict", run, data / "images" / "test-1.png", "--top", "2"), "--top is not for a detector"),
+        (
+            ("predict", run, copy / "images" / "test-1.png", "--draw", copy / "images"),
+            "would write over the image",
+        ),
     ):
         code, text = told(*arguments)
         assert code == 2
         assert message in text
+    assert (copy / "images" / "test-1.png").read_bytes() == before
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     code, text = told("train", "detect", "--data", data, *out)
     assert code == 2

@@ -130,3 +130,17 @@ def test_exits_that_cannot_be_are_refused_before_there_is_a_run(places, message,
     assert not (tmp_path / "r").exists()
     if "=" in places[0] and "x" not in places[0] and "twice" not in message:
         assert places_of(places)
+
+
+def test_a_search_without_thresholds_is_refused_before_there_is_a_run(tmp_path):
+    with pytest.raises(ValueError, match="patience has a few whole numbers .* leave one of them out"):
+        train("exits", out=tmp_path / "r", search="geometric", criterion="patience", **FEW)
+    assert not (tmp_path / "r").exists()
+
+
+def test_flags_of_other_kinds_are_refused(trained, capsys, tmp_path):
+    for flags in (["--coco", "a.json"], ["--draw", "d"], ["--min-score", "0.1"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["predict", str(trained[0]), str(tmp_path), *flags])
+        assert stop.value.code == 2
+        assert f"{flags[0]} is not for a classifier" in " ".join(capsys.readouterr().err.split())

@@ -164,6 +164,9 @@ def test_a_class_that_no_teacher_covers_is_learned_from_labels_alone(
 @pytest.mark.parametrize(("flags", "message"), [
     (["--data", "IMAGES", "--thresholds", "f1"], "--calibrate need labelled images"),
     (["--min-score", "0.99"], "no box reaches --min-score 0.99 in"),
+    (["--min-score", "0.3", "--ignore-from", "0.5"], "--ignore-from 0.5 lies above --min-score 0.3"),
+    (["--data", "IMAGES", "--store", "IMAGES"], "lies in --data"),
+    (["--label-fraction", "0.5"], "--label-fraction is a share of --labels"),
     (["--classes", "cow"], "--classes cow: no teacher has it"),
     (["--rename", "cow=cat"], "a teacher has no class 'cow'"),
     (["--net", "ssdlite/resnet8_s4", "--ignore-from", "0.1"], "ssdlite scores classes against each"),

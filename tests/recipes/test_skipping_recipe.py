@@ -171,8 +171,10 @@ def test_skipnet_has_two_phases_and_a_plain_network_is_a_start(tmp_path):
 def test_what_cannot_skip_is_refused_before_there_is_a_run(tmp_path):
     with pytest.raises(ValueError, match="gates are for residual blocks, so name a ResNet"):
         train("skipping", out=tmp_path / "r", **FEW | {"net": "vgg13_bn"})
-    with pytest.raises(ValueError, match="--target 1.2: must be between 0 and 1"):
+    with pytest.raises(ValueError, match="--target 1.2: must be above 0, at most 1"):
         train("skipping", out=tmp_path / "r", target=1.2, **FEW)
+    with pytest.raises(ValueError, match="--target is for --method aig: SkipNet's reward decides"):
+        train("skipping", out=tmp_path / "r", method="skipnet", target=0.3, **FEW)
     with pytest.raises(ValueError, match="estimator 'threshold' teaches a decision nothing"):
         train("skipping", out=tmp_path / "r", estimator="threshold", **FEW)
     assert not (tmp_path / "r").exists()

@@ -82,7 +82,7 @@ def in_one_line(box: str) -> str:
     rules = [i for i, line in enumerate(lines) if line and not line.strip("─-")]
     parts = [lines[a + 1 : b] for a, b in zip([-1, *rules], [*rules, len(lines)], strict=True)]
     parts = [part for part in parts[not bordered :] if part]  # without borders, a title comes first
-    near = [part[1].split()[0] for part in parts if part[0].startswith(HINTS)]
+    near = [part[1].split()[0].rstrip(",") for part in parts if part[0].startswith(HINTS)]
     said = []
     for part in parts:
         text = " ".join(" ".join(part).split())

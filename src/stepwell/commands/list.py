@@ -4,7 +4,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from stepwell.catalog import DATA, DYNAMIC, NETWORKS
+from stepwell.catalog import DATA, DYNAMIC, NETWORKS, PUBLISHED
 from stepwell.claims import CLAIMS
 from stepwell.commands.arguments import Json
 from stepwell.console import print_json, show, table, tree
@@ -37,17 +37,21 @@ def list_(what: Positional[Literal["all", "dynamic"]] = "all", *, json: Json = F
 def _list_dynamic(*, json: bool) -> None:
     """Print the leaves of dynamic inference: recipe, paper, and the study of its claims."""
     if json:
-        keys = ("recipe", "paper", "verified")
+        keys = ("recipe", "paper", "study")
         print_json({
-            section: {leaf: dict(zip(keys, entry, strict=True)) for leaf, entry in leaves.items()}
+            section: {
+                leaf: dict(zip(keys, entry, strict=True)) | {"verified": entry[2] in PUBLISHED}
+                for leaf, entry in leaves.items()
+            }
             for section, leaves in DYNAMIC.items()
         })  # fmt: skip
         return
     branches = {
         section: [
             f"{leaf}: train {recipe} · {paper} · verify {system}"
+            + " (no results yet)" * (system not in PUBLISHED)
             for leaf, (recipe, paper, system) in leaves.items()
         ]
         for section, leaves in DYNAMIC.items()
     }
-    show(tree("dynamic inference: leaf, recipe, paper, claims tested by", branches))
+    show(tree("dynamic inference: leaf, recipe, paper, study of its claims", branches))

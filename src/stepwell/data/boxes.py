@@ -204,8 +204,8 @@ def read_boxes(file: Path, images: Path, classes: Sequence[str] | None = None) -
     Raises:
         ValueError: the file is damaged or no COCO json; an image is listed twice, missing, unreadable,
             or of another size than the json says; an annotation has no image or no category; a box is
-            not finite, reversed, or outside of its image; a category's name or id stands twice, or is
-            none of `classes`. The message names the image or the entry.
+            not finite, reversed, or outside of its image, or none is of a single object; a category's
+            name or id stands twice, or is none of `classes`. The message names the image or the entry.
     """
     content = read_content(file)
     if not isinstance(content, dict) or not content.keys() >= set(LISTS):
@@ -245,9 +245,15 @@ def read_boxes(file: Path, images: Path, classes: Sequence[str] | None = None) -
     if classes is None:
         if not found.boxes:
             raise ValueError(f"{file} has no box in any image: training needs some")
+        if not any(found.counts.values()):
+            raise ValueError(f"{file} has crowd regions alone: training needs boxes of single objects")
         if empty := [name for name, count in found.counts.items() if not count]:
             note = f"{file} has no box of {some(empty)}: a detector will never find one"
             found = replace(found, notes=(*found.notes, note))
+    elif not any(found.counts.values()):
+        raise ValueError(
+            f"{file} has no box of an object, so nothing can be measured on it: label it, or remove it"
+        )
     return found
 
 
@@ -346,6 +352,13 @@ def _notes(file: Path, images: Path, paths: Sequence[Path], rows: Sequence[Seque
     if empty:
         count = f"{len(empty)} of {len(paths)} images"
         notes.append(f"{file}: {count} have no box and count as background, {some(empty)}")
+    for path, found in zip(paths, rows, strict=True):
+        if more := len(found) - len({(row.label, row.box) for row in found}):
+            notes.append(
+                f"{file}: {more} boxes of {path.name} repeat another one (class and place), and maybe "
+                "of other images, too: they count twice"
+            )
+            break
     if crowds := sum(row.crowd for _, row in own):
         notes.append(f"{file}: {crowds} crowd regions are neither objects nor background")
     return notes

@@ -54,8 +54,11 @@ class Row(NamedTuple):
 
 def check_lists(file: Path, content: Mapping[str, Any]) -> None:
     for name in LISTS:
-        if not isinstance(content[name], list) or not all(isinstance(e, dict) for e in content[name]):
+        if not isinstance(content[name], list):
             raise ValueError(f"{file}: its {name} are no list of entries")
+        for i, entry in enumerate(content[name]):
+            if not isinstance(entry, dict):
+                raise ValueError(f"{file}: entry {i} of its {name} is {entry!r:.40}: remove it")
 
 
 def categories_of(
@@ -127,8 +130,10 @@ def row_of(
     area: Any = entry.get("area")
     own = (x2 - x1) * (y2 - y1) if min(x2 - x1, y2 - y1) >= SMALLEST else 0.0
     area = float(area) if is_number(area) and area > 0 and own > 0 else own
-    crowd = entry.get("iscrowd", 0) == 1
-    return Row((x1, y1, x2, y2), classes.index(names[category]), crowd, area, 1.0, clipped)
+    crowd = entry.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise ValueError(f"{file}: a box of {path.name} has iscrowd {crowd!r:.20}: 0 or 1 is meant")
+    return Row((x1, y1, x2, y2), classes.index(names[category]), bool(crowd), area, 1.0, clipped)
 
 
 def boxes_of(rows: Sequence[Row]) -> Boxes:

@@ -47,6 +47,8 @@ KINDS = {
     "text-numbers": "stepwell.kinds.text_numbers",
     "sequence": "stepwell.kinds.sequence",
 }
+#: Flags of budgets.
+LIMITS = ("budget_ms", "budget_macs", "min_accuracy")
 #: Commands and participles of what a kind may lack.
 _COMMANDS = {
     "evaluate": ("eval", "evaluated"),
@@ -75,13 +77,15 @@ class Network(NamedTuple):
     def do(self, name: str, *arguments: Any, **flags: Any) -> Any:
         """Call a function of the network's kind, with the flags that were given.
 
-        Flags that are None, False or empty were not given. ValueError if the kind does not know one.
+        Flags that are None, False or empty were not given. A function that takes `**limits` takes the
+        flags of budgets, one that takes `**flags` all. ValueError if the kind does not know one.
         """
         function = ability(self.path, self.kind, name)
         given = {k: v for k, v in flags.items() if v is not None and v is not False and v != ()}
         known = inspect.signature(function).parameters
-        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
-        if unknown := [flag for flag in given if flag not in known and not takes_all]:
+        others = [p.name for p in known.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+        allowed = {*known, *(LIMITS if others == ["limits"] else given if others else ())}
+        if unknown := [flag for flag in given if flag not in allowed]:
             flag = unknown[0].replace("_", "-")
             raise ValueError(
                 f"--{flag} is not for {kind_module(self.kind).NAME}, which {self.path} holds: leave it "

@@ -160,8 +160,8 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
             with torch.inference_mode():
                 found = detector.by_depth(images, sizes, [row])[row]
             for i, own, scaled in zip(alike, found, sizes, strict=True):
+                own = own._replace(boxes=restored(own.boxes, scaled, inputs[i][1])).with_area()
                 sure = own.chosen(own.scores >= SCORE)
-                sure = sure._replace(boxes=restored(sure.boxes, scaled, inputs[i][1]))
                 objects = tuple(one for one in _predictions(Path(), sure, card.classes, row) if one.box)
                 answers[i] = Prediction(depth=row, objects=objects)
         return answers
@@ -204,7 +204,10 @@ def _predictions(file: Path, found: "Boxes", classes: Sequence[str], depth: str)
 def _draw(
     folder: Path, files: Sequence[Path], found: Sequence["Boxes"], classes: Sequence[str]
 ) -> None:
-    """Write the images with their boxes as PNG files; ValueError for two files of one name."""
+    """Write the images with their boxes as PNG files.
+
+    ValueError for two files of one name, or a folder in which an image itself would be written over.
+    """
     import torch
     from PIL import Image
     from torchvision.utils import draw_bounding_boxes
@@ -216,6 +219,9 @@ def _draw(
         raise ValueError(
             f"--draw: two images have the name {twice[0]!r}: name their folders one by one"
         )
+    inputs = {file.resolve() for file in files}
+    if lost := [file for file in files if (folder / f"{file.stem}.png").resolve() in inputs]:
+        raise ValueError(f"--draw {folder} would write over the image {lost[0]}: name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     for file, own in zip(files, found, strict=True):
         pixels = torch.from_numpy(whole(file)).permute(2, 0, 1)

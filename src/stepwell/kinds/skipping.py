@@ -114,7 +114,8 @@ def show_gates(record: Mapping[str, Any], kind: str) -> None:
     if "random_accuracy" in record:  # older results lack it
         show(f"{at_random}: {100 * record['random_accuracy']:.2f} % accuracy")
     if record["mean"] > ALL_OPEN:
-        show(f"nearly all {unit} run: try a lower --target, or more epochs", style="dim")
+        lower = "a lower --target, or " if "target" in record else ""
+        show(f"nearly all {unit} run: try {lower}more epochs", style="dim")
     if abs(record.get("target", record[key]) - record[key]) > FAR:
         show(
             f"the target was {100 * record['target']:.0f} %: it was set on validation images, or "

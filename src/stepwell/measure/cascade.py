@@ -162,20 +162,25 @@ def _at_random(answered: Tensor, right: Sequence[Tensor]) -> float:
     return float(sum(share * r.double().mean() for share, r in zip(shares, right, strict=True)))
 
 
+def check_search(criterion: str, search: str) -> None:
+    """Refuse an unknown criterion or search, and two that do not go together; ValueError."""
+    criterion_of(criterion)
+    if search not in SEARCHES:
+        raise ValueError(f"no search {search!r} for a cascade; there are {', '.join(SEARCHES)}")
+    if criterion == "patience" and search != "best":
+        raise ValueError(
+            "patience has a few whole numbers as thresholds, so no geometric shares of images: leave "
+            "one of them out"
+        )
+
+
 class _Known:
     """The answers of all depths on validation images, and the best cascades there."""
 
     def __init__(
         self, net: NestedNet, validation: Iterable[Batch], criterion: str, search: str, *, temper: bool
     ) -> None:
-        criterion_of(criterion)
-        if search not in SEARCHES:
-            raise ValueError(f"no search {search!r} for a cascade; there are {', '.join(SEARCHES)}")
-        if criterion == "patience" and search != "best":
-            raise ValueError(
-                "patience has a few whole numbers as thresholds, so no geometric shares of images: "
-                "leave one of them out"
-            )
+        check_search(criterion, search)
         net.require_ready(net.full)
         self.net, self.criterion, self.search = net, criterion, search
         self.depths = check_depths(net)

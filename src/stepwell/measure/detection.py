@@ -27,6 +27,8 @@ def detect(
 ) -> dict[str, list[Boxes]]:  # fmt: skip
     """The boxes of every image at all depths (or those named), in pixels of the image on disk.
 
+    Boxes that lie outside of their image are left out.
+
     `track` shows progress.
     """
     device = next(detector.parameters()).device
@@ -42,7 +44,7 @@ def detect(
                 for name, answers in by_depth.items():
                     own = answers[row]
                     boxes = restored(own.boxes, size, examples.sizes[at])
-                    found[name][at] = Boxes.of(boxes, own.labels, own.scores)
+                    found[name][at] = Boxes.of(boxes, own.labels, own.scores).with_area()
     return found
 
 

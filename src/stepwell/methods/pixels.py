@@ -13,7 +13,7 @@ from stepwell.methods.objective import Objective
 from stepwell.nets.decisions.estimators import Draw
 from stepwell.nets.decisions.pixels import has_masks
 from stepwell.nets.nested.net import NestedNet
-from stepwell.ranges import SHARE_ABOVE_0, check_number, check_numbers
+from stepwell.ranges import check_numbers
 from stepwell.types import Batch, Exit, Step
 
 #: Share of the training after which masks are not drawn any more: the better score decides, as in use.
@@ -42,7 +42,6 @@ class Pixels(Objective):
     ) -> None:  # fmt: skip
         super().__init__()
         check_numbers(locals(), flags=False)
-        check_number(f"target={target}", target, SHARE_ABOVE_0)  # at 0, no position would run
         if not has_masks(net.module):
             raise ValueError('this network has no masks: build a ResNet with gates="pixels"')
         self.net = net

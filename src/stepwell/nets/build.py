@@ -1,5 +1,6 @@
 """Build a network by its name, or by the name of a timm model."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -137,6 +138,8 @@ def build(
             module = to_adder(module, **({} if adder is True else adder))
             changes["adder"] = adder if adder is True else dict(adder)
     except TypeError as error:
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            raise ValueError(f"{name} has no option {unknown[1]!r}") from error
         raise ValueError(f"{name}: {error}") from error
     if kept is not None:
         module, stages = truncate(module, stages, kept)

@@ -10,6 +10,7 @@ import torch
 from stepwell.data.image_flags import TrainingImages
 from stepwell.data.text_files import TextFiles
 from stepwell.flags import Flags, checked, flag
+from stepwell.measure.cascade import check_search
 from stepwell.methods import EmbeddedKD, ExitHeads, Supervised
 from stepwell.nets.nested.net import NestedNet
 from stepwell.recipes import flags
@@ -94,6 +95,7 @@ def exits(
     init = flags.file_of(init)
     training = task_of(data, net).settled(training)
     arguments = checked(locals())
+    check_search(ending.criterion, ending.search)
     kind = task_of(data, net)
     torch.manual_seed(training.seed)
     if texts.regression:

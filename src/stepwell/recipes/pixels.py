@@ -79,8 +79,6 @@ def pixels(
     arguments = checked(locals())
     if not net.startswith("resnet"):
         raise ValueError(f"--net {net}: masks are for residual blocks, so name a ResNet (resnet20)")
-    if not masks.target:
-        raise ValueError("--target 0: no position would run a block: give a share above 0, such as 0.3")
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net)
     nested, start = classification.start_network(splits, net, stem=stem, init=init, gates="pixels")

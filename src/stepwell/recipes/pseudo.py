@@ -105,6 +105,7 @@ def pseudo(
     init = flags.file_of(network.init)
     arguments = checked(locals())
     detection.check_extra()
+    kind.check_store(making.store, data)
     sources = kind.open_sources(
         data, teacher, labels, label_fraction, boxes, training, size=making.teacher_size,
         renames=making.rename, classes=making.classes, thresholds=making.thresholds,

@@ -81,6 +81,8 @@ def skipping(
     init = flags.file_of(init)
     training = classification.settled(training)
     arguments = checked(locals())
+    if gates.method == "skipnet" and gates.target != Gates().target:
+        raise ValueError("--target is for --method aig: SkipNet's reward decides how many blocks run")
     if not net.startswith("resnet"):
         raise ValueError(f"--net {net}: gates are for residual blocks, so name a ResNet (resnet20)")
     torch.manual_seed(training.seed)

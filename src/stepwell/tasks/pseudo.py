@@ -88,6 +88,14 @@ def open_sources(
             class that is not trained.
         ImportError: an extra is missing.
     """
+    if labels is None and fraction != 1:
+        raise ValueError("--label-fraction is a share of --labels: name a file there")
+    low, high = how.get("ignore_from"), how.get("min_score")
+    if low is not None and how.get("thresholds") in (None, "fixed") and high is not None and low > high:
+        raise ValueError(
+            f"--ignore-from {low:g} lies above --min-score {high:g}: boxes between both are left open, "
+            "so it must be the lower one"
+        )
     folder = Path(data)
     labelled = None if labels is None else read_labels(labels, folder, files)
     teachers = open_box_teachers(names, size=size, known=labelled)
@@ -104,6 +112,12 @@ def open_sources(
         warnings.warn(note, stacklevel=3)
     making = _settled(pool.labelled is not None, len(teachers), **how)
     return Sources(teachers, categories, pool, making)
+
+
+def check_store(store: Path | None, data: str) -> None:
+    """Refuse a folder of teachers' boxes within the images, which would be taken for a part of them."""
+    if store is not None and store.resolve().is_relative_to(Path(data).resolve()):
+        raise ValueError(f"--store {store} lies in --data {data}: name a folder outside of it")
 
 
 def _settled(

@@ -79,9 +79,9 @@ def test_open_rates_far_from_their_targets_cost_more():
 
 def test_bad_draws_are_refused():
     with pytest.raises(ValueError, match="no estimator 'dice'; there are threshold, straight-through"):
-        Draw("dice").check()
+        Draw("dice")(SCORES)
     with pytest.raises(ValueError, match="temperature of a decision is 0: must be above 0"):
-        Draw("gumbel", 0).check()
+        Draw("gumbel", 0)(SCORES)
     with pytest.raises(ValueError, match="estimator 'threshold' teaches a decision nothing"):
         Draw("threshold").check(training=True)
     assert Draw("reinforce").check(training=True).by_policy

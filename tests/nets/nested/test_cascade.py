@@ -139,6 +139,10 @@ def test_bad_cascades_are_refused(net):
     for bad in (float("nan"), -0.1, 1.01, float("inf")):
         with pytest.raises(ValueError, match=f"'8' is {bad}: it must be between 0 and 1"):
             Cascade(net, {"8": bad})
+    with pytest.raises((ValueError, TypeError), match="'8' is '0.5': it must be a number|Type-check"):
+        Cascade(net, {"8": "0.5"})
+    with pytest.raises(ValueError, match="a temperature for '9', which is no depth of this cascade"):
+        Cascade(net, {"8": 0.5}, temperatures={"9": 2.0})
     minus_entropy = lambda z: (z.softmax(1) * z.log_softmax(1)).sum(1)  # noqa: E731
     assert Cascade(net, {"8": -0.5}, criterion=minus_entropy).thresholds == {"8": -0.5}
     with pytest.raises(ValueError, match="'8' is nan: it must be a number"):

@@ -171,6 +171,7 @@ class _Head:
 
     @property
     def directed(self) -> bool:
+        """True if a comment says so."""
         return bool(self.said)
 
     def read(self, line: str, where: str) -> None:
@@ -211,7 +212,10 @@ def _cells(line: str, mark: str | None, where: str) -> list[str]:
     elif mark is None:
         cells = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
     else:
-        (cells,) = csv.reader([line], delimiter=mark, skipinitialspace=True)
+        try:
+            (cells,) = csv.reader([line], delimiter=mark, skipinitialspace=True)
+        except csv.Error as error:
+            raise ValueError(f"{where}: {error}") from error
     if mark is None and any(cell[-1:] in (",", ";") for cell in cells[:2]):
         raise ValueError(f"{where}: commas between columns: name the file .csv, or take them out")
     return cells

@@ -91,9 +91,9 @@ class Draw(NamedTuple):
     def __call__(self, scores: Scores) -> Choices:
         """The choices, in 32 bits even under autocast, because Gumbel noise has a long tail.
 
-        ValueError for draws while a graph is exported.
+        ValueError for draws while a graph is exported, or as for `check`.
         """
-        found = ESTIMATORS[self.estimator]
+        found = self.check()
         if found.draws:
             refuse_in_graphs()
         return found.choose(scores.float(), self.temperature)

@@ -68,8 +68,13 @@ def save(
 
     `beside` are more parts for the same file; `load` skips them, `read_beside` returns them. `kind` is
     that of `stepwell.kinds`. OSError if the folder does not exist or the disk is full; ValueError for
-    weights that are not finite, which `load` would refuse.
+    weights that are not finite, which `load` would refuse, or a network that is not nested.
     """
+    if not isinstance(net, NestedNet):
+        raise ValueError(
+            f"a {type(net).__name__} cannot be saved here: it takes a nested network, such as "
+            "`stepwell.build` gives; a run's network with its decisions is in its net.safetensors"
+        )
     wrong = net.not_finite() or (beside and not_finite(beside.tensors))
     if wrong:
         raise ValueError(f"{path} is not written: {wrong} holds values that are not finite")

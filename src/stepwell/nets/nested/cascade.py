@@ -62,11 +62,15 @@ class Cascade:
         temperatures: Mapping[str, float] | None = None,
         weights: Mapping[str, Weights] | None = None,
     ) -> None:
+        if not isinstance(net, NestedNet):
+            raise ValueError(f"a cascade takes a nested network, not a {type(net).__name__}")
         last = net.full if last is None else last
         net.require_ready(*thresholds, last)
         own = criterion_of(criterion) if isinstance(criterion, str) else None
         _check_thresholds(thresholds, last, own)
         self.temperatures, self.weights = dict(temperatures or {}), dict(weights or {})
+        if unknown := [d for d in self.temperatures if d not in (*thresholds, last)]:
+            raise ValueError(f"a temperature for {unknown[0]!r}, which is no depth of this cascade")
         for depth, temperature in self.temperatures.items():
             check_number(f"the temperature of depth {depth!r} is", temperature, POSITIVE)
         if lacking := [d for d in thresholds if criterion == "learned" and d not in self.weights]:
@@ -201,6 +205,8 @@ def _check_thresholds(thresholds: Mapping[str, float], last: str, criterion: Cri
             "threshold: leave its own out, or name a deeper depth as last"
         )
     for depth, value in thresholds.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"the threshold of depth {depth!r} is {value!r}: it must be a number")
         if criterion and not (math.isfinite(value) and criterion.within.holds(value)):
             raise ValueError(
                 f"the threshold of depth {depth!r} is {value}: it must be {criterion.within.words}; "

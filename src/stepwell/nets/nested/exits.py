@@ -167,6 +167,10 @@ def check_classes(
 
 def check_head(exit: str, head: nn.Module, net: nn.Module) -> None:
     """Raise ValueError for a head that shares weights with `net`: a file could not restore it."""
+    if not isinstance(head, nn.Module):
+        raise ValueError(
+            f"the head of exit {exit!r} is a {type(head).__name__}, not a module of torch's"
+        )
     known = {id(value) for value in net.state_dict(keep_vars=True).values()}
     for name, value in head.state_dict(keep_vars=True).items():
         if id(value) in known:
