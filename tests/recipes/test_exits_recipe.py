@@ -143,4 +143,4 @@ def test_flags_of_other_kinds_are_refused(trained, capsys, tmp_path):
         with pytest.raises(SystemExit) as stop:
             cli.main(["predict", str(trained[0]), str(tmp_path), *flags])
         assert stop.value.code == 2
-        assert f"{flags[0]} is not for a classifier" in " ".join(capsys.readouterr().err.split())
+        assert f"{flags[0]} is not for an image classifier" in " ".join(capsys.readouterr().err.split())
