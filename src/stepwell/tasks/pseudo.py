@@ -90,8 +90,9 @@ def open_sources(
     """
     if labels is None and fraction != 1:
         raise ValueError("--label-fraction is a share of --labels: name a file there")
-    low, high = how.get("ignore_from"), how.get("min_score")
-    if low is not None and how.get("thresholds") in (None, "fixed") and high is not None and low > high:
+    making = _settled(labels is not None, len(names), **how)
+    low, high = making.ignore_from, making.min_score
+    if making.thresholds == "fixed" and low is not None and low > high:
         raise ValueError(
             f"--ignore-from {low:g} lies above --min-score {high:g}: boxes between both are left open, "
             "so it must be the lower one"
@@ -110,7 +111,6 @@ def open_sources(
     )  # fmt: skip
     for note in (*categories.notes, *pool.notes):
         warnings.warn(note, stacklevel=3)
-    making = _settled(pool.labelled is not None, len(teachers), **how)
     return Sources(teachers, categories, pool, making)
 
 

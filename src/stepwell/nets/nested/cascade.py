@@ -6,6 +6,7 @@ A deeper depth continues where its path leaves the paths already run.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -205,7 +206,7 @@ def _check_thresholds(thresholds: Mapping[str, float], last: str, criterion: Cri
             "threshold: leave its own out, or name a deeper depth as last"
         )
     for depth, value in thresholds.items():
-        if not isinstance(value, int | float):
+        if not isinstance(value, Real):
             raise ValueError(f"the threshold of depth {depth!r} is {value!r}: it must be a number")
         if criterion and not (math.isfinite(value) and criterion.within.holds(value)):
             raise ValueError(
