@@ -110,6 +110,23 @@ def test_a_damaged_json_is_one_line(root, text, message):
         read(root)
 
 
+def test_repeated_boxes_are_told_and_a_part_without_boxes_measures_nothing(root):
+    change(
+        root / "train.json",
+        annotations=lambda rows: [*rows, rows[0] | {"id": 99}, rows[0] | {"id": 98}],
+    )
+    found = read(root)
+    assert "2 boxes repeat another one (class and place) and count twice" in "\n".join(found.notes)
+    change(root / "train.json", annotations=lambda rows: [row | {"iscrowd": 1} for row in rows])
+    with pytest.raises(ValueError, match="no box of an object, so nothing can be measured on it"):
+        read_boxes(root / "train.json", root / "images", found.classes)
+
+
+def test_boxes_without_width_or_height_are_left_out():
+    boxes = Boxes.of([(0, 0, 2, 2), (1, 1, 1, 5), (1, 5, 3, 5)], [0, 1, 2])
+    assert boxes.with_area().labels.tolist() == [0]
+
+
 def test_what_can_be_repaired_is_repaired_and_told(root):
     more = [
         {"image_id": 1, "category_id": 3, "bbox": [-4, 40, 20, 30]},

@@ -255,6 +255,17 @@ def test_the_unit_of_weights_does_not_matter_and_no_sum_overflows(nodes):
     assert len(np.unique(reached)) == 4
 
 
+def test_files_of_the_test_part_in_the_training_part_are_told(tmp_path):
+    root = folder_of_networks(tmp_path)
+    twin = next((root / "train" / "ba").iterdir())
+    (root / "test" / "ws" / twin.name).write_bytes(twin.read_bytes())
+    (note,) = [note for note in load_images(str(root)).notes if "are in train/, too" in note]
+    assert note.startswith(f"1 files of test/ are in train/, too, such as {root / 'test' / 'ws'}")
+    (root / "groups.tsv").write_text("\n")
+    with pytest.raises(ValueError, match="groups.tsv is empty: name the group of every file"):
+        load_images(str(root))
+
+
 def test_a_picture_on_one_line_counts_as_uncertain():
     with np.errstate(all="raise"):
         assert draw(parse_network(b"a b\n", ".edges", HOW), HOW, 16).skewness == 0

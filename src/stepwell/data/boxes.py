@@ -242,18 +242,19 @@ def read_boxes(file: Path, images: Path, classes: Sequence[str] | None = None) -
     categories = {name: id for id, name in names.items()}
     own_ids = tuple(categories.get(name, -1 - i) for i, name in enumerate(kept))
     found = BoxSet(tuple(paths), tuple(ids), tuple(upright), truth, kept, own_ids, notes=tuple(notes))
-    if classes is None:
-        if not found.boxes:
-            raise ValueError(f"{file} has no box in any image: training needs some")
-        if not any(found.counts.values()):
-            raise ValueError(f"{file} has crowd regions alone: training needs boxes of single objects")
-        if empty := [name for name, count in found.counts.items() if not count]:
-            note = f"{file} has no box of {some(empty)}: a detector will never find one"
-            found = replace(found, notes=(*found.notes, note))
-    elif not any(found.counts.values()):
+    counts = found.counts
+    if classes is None and not found.boxes:
+        raise ValueError(f"{file} has no box in any image: training needs some")
+    if not any(counts.values()):
         raise ValueError(
-            f"{file} has no box of an object, so nothing can be measured on it: label it, or remove it"
+            f"{file} has crowd regions alone: training needs boxes of single objects"
+            if classes is None
+            else f"{file} has no box of an object, so nothing can be measured on it: label it, or "
+            "remove it"
         )
+    if classes is None and (empty := [name for name, count in counts.items() if not count]):
+        note = f"{file} has no box of {some(empty)}: a detector will never find one"
+        found = replace(found, notes=(*found.notes, note))
     return found
 
 
@@ -342,6 +343,8 @@ def _notes(file: Path, images: Path, paths: Sequence[Path], rows: Sequence[Seque
     no_area = [name for name, row in own if not row.area]
     out = [name for name, row in own if row.clipped > ROUNDING]
     empty = [path.name for path, found in zip(paths, rows, strict=True) if not found]
+    each = Counter((name, row.label, row.box) for name, row in own)
+    repeated = [name for (name, *_), count in each.items() for _ in range(count - 1)]
     notes = []
     if no_area:
         notes.append(f"{file}: {len(no_area)} boxes of no area were left out, of {some(no_area)}")
@@ -352,13 +355,11 @@ def _notes(file: Path, images: Path, paths: Sequence[Path], rows: Sequence[Seque
     if empty:
         count = f"{len(empty)} of {len(paths)} images"
         notes.append(f"{file}: {count} have no box and count as background, {some(empty)}")
-    for path, found in zip(paths, rows, strict=True):
-        if more := len(found) - len({(row.label, row.box) for row in found}):
-            notes.append(
-                f"{file}: {more} boxes of {path.name} repeat another one (class and place), and maybe "
-                "of other images, too: they count twice"
-            )
-            break
+    if repeated:
+        notes.append(
+            f"{file}: {len(repeated)} boxes repeat another one (class and place) and count twice, of "
+            f"{some(repeated)}"
+        )
     if crowds := sum(row.crowd for _, row in own):
         notes.append(f"{file}: {crowds} crowd regions are neither objects nor background")
     return notes

@@ -80,8 +80,8 @@ def set_aside(
     return chosen[group]
 
 
-def shared_groups(train: Any, others: Mapping[str, Any]) -> Iterator[str]:
-    """Notes about groups, and files of equal content, in the training part and in another one."""
+def shared_with_train(train: Any, others: Mapping[str, Any]) -> Iterator[str]:
+    """Notes about files of equal content, and groups, in the training part and in another one."""
     for name, part in others.items():
         if "content" in train.about:
             same = np.isin(part.about["content"], train.about["content"])

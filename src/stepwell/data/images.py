@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from stepwell.data.decoding import DIFFERENT, Files, some_of
 from stepwell.data.formats import PHOTOGRAPHS, Format, at, format_of
-from stepwell.data.groups import groups_of, read_groups, set_aside, shared_groups
+from stepwell.data.groups import groups_of, read_groups, set_aside, shared_with_train
 from stepwell.files import cache_folder
 
 #: Data sets by name.
@@ -246,7 +246,7 @@ def _folder(root: Path, size: int | None, usual: int, drawing: Mapping[str, Any]
                     f"{root / name} and {root / 'train'} differ in classes, such as {odd[0]!r}: "
                     "both need the same class folders"
                 )
-        notes = (*notes, *form.notes(train), *shared_groups(train, others))
+        notes = (*notes, *form.notes(train), *shared_with_train(train, others))
         if "test" in others:
             val = others.get("val")
             return Splits(str(root), train, others["test"], notes=notes, validation=val)

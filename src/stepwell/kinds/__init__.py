@@ -47,8 +47,8 @@ KINDS = {
     "text-numbers": "stepwell.kinds.text_numbers",
     "sequence": "stepwell.kinds.sequence",
 }
-#: Flags of budgets.
-LIMITS = ("budget_ms", "budget_macs", "min_accuracy")
+#: Flags of budgets, as `for_budget` names them.
+LIMITS = {"budget_ms": "ms", "budget_macs": "macs", "min_accuracy": "accuracy"}
 #: Commands and participles of what a kind may lack.
 _COMMANDS = {
     "evaluate": ("eval", "evaluated"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.console import big, row_table, say, show, show_conditions, track
 from stepwell.files import export_folder
-from stepwell.kinds import Network, Predicted, noun_of
+from stepwell.kinds import LIMITS, Network, Predicted, noun_of
 from stepwell.kinds import classifier_tables as tables
 from stepwell.kinds.classifier_costs import calibrate as calibrate
 from stepwell.kinds.classifier_costs import cost as cost
@@ -246,8 +246,7 @@ def classified(net: "NestedNet", by: Any, paths: Sequence[Path], top: int) -> "l
 
 def budget_of(limits: Mapping[str, float]) -> dict[str, float]:
     """Turn the flags of a budget into arguments of `for_budget`."""
-    names = {"budget_ms": "ms", "budget_macs": "macs", "min_accuracy": "accuracy"}
-    return {names[flag]: value for flag, value in limits.items()}
+    return {LIMITS[flag]: value for flag, value in limits.items()}
 
 
 def depth_within(

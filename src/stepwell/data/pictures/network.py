@@ -163,7 +163,7 @@ def _edge_list(content: bytes, mark: str | None, most: int) -> _Lines:
 
 
 class _Head:
-    """What the comments before the first edge say; words behind an unknown one are prose."""
+    """The statements of comments before the first edge, each up to its first unknown word."""
 
     def __init__(self) -> None:
         self.said: bool | None = None

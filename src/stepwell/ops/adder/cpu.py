@@ -3,13 +3,22 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from stepwell.ops.adder.reference import Filters, Gradient, Maps, Pair, out_size
+from stepwell.ops.adder.reference import (
+    Filters,
+    Gradient,
+    Maps,
+    Pair,
+    layer_sizes,
+    nhwc,
+    out_size,
+)
 
 #: Fewer pairs of numbers than this are the work of one thread.
 PARALLEL = 1_000_000
@@ -27,28 +36,20 @@ class _Layer(ctypes.Structure):
     ] + [(name, ctypes.c_void_p) for name in ("x", "weight", "grad", "out")]  # fmt: skip
 
 
-def _last(maps: Tensor) -> Tensor:
-    """Maps as the kernels read them; those that lie so already are not copied."""
-    # a view with channels last that is contiguous: torch's own check passes maps of one pixel
-    return maps.permute(0, 2, 3, 1).contiguous()
-
-
 def _call(
     name: str, library: ctypes.CDLL, shape: Sequence[int], kernel: Sequence[int], stride: Pair,
     padding: Pair, out: Tensor, *, x: Tensor, weight: Tensor, grad: Tensor | None = None, op: int = 0,
     zero: int = 0,
 ) -> None:  # fmt: skip
     """Call a kernel for an input of `shape` and filters of shape `kernel`, as torch has them."""
-    images, channels, *size = shape
-    filters, _, *window = kernel
-    after = out_size(size, window, stride, padding)
-    numbers = [images, *size, channels, filters, *window, *stride, *padding, *after, op, zero]
+    sizes = layer_sizes(shape, kernel, stride, padding)
     pointers = [t.data_ptr() if t is not None else None for t in (x, weight, grad, out)]
     if not out.numel():
         return
-    pairs = images * channels * filters * window[0] * window[1] * after[0] * after[1]
+    images, _, _, channels, filters, *window, _, _, _, _, high, wide = sizes
+    pairs = images * channels * filters * prod(window) * high * wide
     threads = torch.get_num_threads() if pairs >= PARALLEL else 1
-    if getattr(library, f"adder_{name}")(ctypes.byref(_Layer(*numbers, *pointers)), threads):
+    if getattr(library, f"adder_{name}")(ctypes.byref(_Layer(*sizes, op, zero, *pointers)), threads):
         raise MemoryError("no memory for the rows of an adder layer: use a smaller batch or images")
 
 
@@ -74,7 +75,7 @@ class Kernels:
         size = out_size(x.shape[2:], weight.shape[2:], stride, padding)
         out = x.new_empty((len(x), *size, len(weight)), dtype=torch.float32)
         _call(
-            "forward", self.library, x.shape, weight.shape, stride, padding, out, x=_last(x.float()),
+            "forward", self.library, x.shape, weight.shape, stride, padding, out, x=nhwc(x.float()),
             weight=lying,
         )  # fmt: skip
         return out.permute(0, 3, 1, 2)
@@ -93,7 +94,7 @@ class Kernels:
         )
         _call(
             "input_gradient", self.library, x.shape, weight.shape, stride, padding, out,
-            x=_last(x.float()), weight=lying, grad=_last(grad.float()), op=int(gradient == "sign"),
+            x=nhwc(x.float()), weight=lying, grad=nhwc(grad.float()), op=int(gradient == "sign"),
         )  # fmt: skip
         return out.permute(0, 3, 1, 2)
 
@@ -106,7 +107,7 @@ class Kernels:
         out = torch.zeros_like(lying)
         _call(
             "weight_gradient", self.library, x.shape, weight.shape, stride, padding, out,
-            x=_last(x.float()), weight=lying, grad=_last(grad.float()), op=1,
+            x=nhwc(x.float()), weight=lying, grad=nhwc(grad.float()), op=1,
         )  # fmt: skip
         return out[..., : weight.shape[1]].permute(0, 3, 1, 2)
 
@@ -117,7 +118,7 @@ class Kernels:
         size = out_size(x.shape[2:], weight.shape[2:], stride, padding)
         out = x.new_empty((len(x), *size, len(weight)), dtype=torch.int32)
         _call(
-            "sad", self.library, x.shape, weight.shape, stride, padding, out, x=_last(x), weight=lying,
+            "sad", self.library, x.shape, weight.shape, stride, padding, out, x=nhwc(x), weight=lying,
             zero=zero,
         )  # fmt: skip
         return out.permute(0, 3, 1, 2)

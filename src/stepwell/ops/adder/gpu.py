@@ -8,7 +8,15 @@ from typing import ClassVar
 import torch
 
 from stepwell.ops.adder import reference
-from stepwell.ops.adder.reference import Filters, Gradient, Maps, Pair, out_size
+from stepwell.ops.adder.reference import (
+    Filters,
+    Gradient,
+    Maps,
+    Pair,
+    layer_sizes,
+    nhwc,
+    out_size,
+)
 
 #: Positions and filters (of the gradient: and channels) of a block, at most.
 BLOCK = 64
@@ -38,9 +46,9 @@ class Kernels:
         if not out.numel():
             return out.permute(0, 3, 1, 2)
         lying = weight.float().permute(2, 3, 1, 0).contiguous()  # (height, width, channels, filters)
-        numbers = _numbers(x, weight, stride, padding, size)
+        sizes = layer_sizes(x.shape, weight.shape, stride, padding)
         positions = out[..., 0].numel()
-        if not self._run("forward", positions, len(weight), (_last(x), lying, out, *numbers)):
+        if not self._run("forward", positions, len(weight), (nhwc(x.float()), lying, out, *sizes)):
             return reference.forward(x, weight, stride, padding)
         return out.permute(0, 3, 1, 2)
 
@@ -54,10 +62,10 @@ class Kernels:
         if not out.numel() or not grad.numel():
             return out.permute(0, 3, 1, 2)
         lying = weight.float().permute(0, 2, 3, 1).contiguous()  # (filters, height, width, channels)
-        numbers = _numbers(x, weight, stride, padding, grad.shape[2:])
-        tensors = _last(grad), _last(x), lying, out
+        sizes = layer_sizes(x.shape, weight.shape, stride, padding)
+        tensors = nhwc(grad.float()), nhwc(x.float()), lying, out
         kind = self.GRADIENTS[gradient]
-        if not self._run("input_gradient", out[..., 0].numel(), x.shape[1], (*tensors, *numbers, kind)):
+        if not self._run("input_gradient", out[..., 0].numel(), x.shape[1], (*tensors, *sizes, kind)):
             return reference.input_gradient(grad, x, weight, stride, padding, gradient)
         return out.permute(0, 3, 1, 2)
 
@@ -81,14 +89,3 @@ class Kernels:
             )  # fmt: skip
             self._works = False
         return self._works
-
-
-def _last(maps: Maps) -> torch.Tensor:
-    return maps.float().permute(0, 2, 3, 1).contiguous()
-
-
-def _numbers(x: Maps, weight: Filters, stride: Pair, padding: Pair, size: Pair) -> tuple[int, ...]:
-    """The sizes of a layer, as the kernels take them."""
-    images, channels, *before = x.shape
-    filters, _, *window = weight.shape
-    return (images, *before, channels, filters, *window, *stride, *padding, *size)

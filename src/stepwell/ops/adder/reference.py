@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import fold, pad, unfold
 
@@ -38,6 +38,26 @@ def out_size(size: Sequence[Any], kernel: Sequence[Any], stride: Pair, padding: 
     """
     found = zip(size, kernel, stride, padding, strict=True)
     return [(s + 2 * p - k) // step + 1 for s, k, step, p in found]
+
+
+def layer_sizes(
+    shape: Sequence[int], kernel: Sequence[int], stride: Pair, padding: Pair
+) -> tuple[int, ...]:
+    """The sizes of a layer as kernels take them, for maps and filters of these shapes.
+
+    Images, height, width, channels, filters, window, stride, padding and output; the last four as
+    height and width each.
+    """
+    images, channels, *size = shape
+    filters, _, *window = kernel
+    after = out_size(size, window, stride, padding)
+    return (images, *size, channels, filters, *window, *stride, *padding, *after)
+
+
+def nhwc(maps: Shaped[Tensor, "batch _ _ _"]) -> Shaped[Tensor, "batch _ _ _"]:
+    """Maps with channels last, as kernels read them; those that lie so already are not copied."""
+    # a view with channels last that is contiguous: torch's own check passes maps of one pixel
+    return maps.permute(0, 2, 3, 1).contiguous()
 
 
 def wide(*tensors: Tensor) -> list[Tensor]:
