@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stepwell.data.decoding import some_of
 from stepwell.data.formats import Format
-from stepwell.data.pictures import network, picture, store, word2vec
+from stepwell.data.pictures import network, picture, reading, store, word2vec
 from stepwell.data.pictures.flags import Pictures
 from stepwell.data.pictures.network import SUFFIXES, Network, read_network
 
@@ -126,7 +126,7 @@ class NetworkPictures(Format):
     def programs(self) -> dict[str, bytes]:
         """The functions of this package that draw a network, as files that need numpy and scipy."""
         files = {f"{m.__name__.rpartition('.')[2]}.py": inspect.getsource(m) for m in (
-            network, picture, word2vec
+            network, picture, reading, word2vec
         )}  # fmt: skip
         files["preprocess.py"] = PREPROCESS
         return {
@@ -167,8 +167,8 @@ PREPROCESS = '''"""Pictures of networks as a network of Stepwell takes them. Nee
     about = json.loads(Path("export.json").read_text())
     images = preprocess(["trade.graphml", "friends.edges"], about)  # (2, 3, size, size), float32
 
-`stepwell export` writes this file beside the graphs. network.py, picture.py and word2vec.py are
-Stepwell's own.
+`stepwell export` writes this file beside the graphs. network.py, picture.py, reading.py and
+word2vec.py are Stepwell's own.
 """
 
 import numpy as np

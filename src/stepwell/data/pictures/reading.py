@@ -1,0 +1,262 @@
+"""Edges of complex networks in files: edge lists and GraphML. Needs nothing beside Python."""
+
+import csv
+import io
+import math
+import re
+from collections import Counter
+from typing import NamedTuple
+from xml.parsers import expat
+
+#: Words of a header line, none of which is taken for a node.
+HEADER = {
+    "source", "target", "from", "to", "weight", "node1", "node2", "u", "v", "src", "dst", "value",
+}  # fmt: skip
+#: Words in a head, "# directed weighted nodes=9".
+DIRECTIONS = {
+    "directed": True, "directed=true": True, "undirected": False, "directed=false": False,
+}  # fmt: skip
+#: Elements of GraphML inside one another, and characters of a number in it, at most.
+NESTED, DIGITS = 64, 64
+
+
+class Lines(NamedTuple):
+    """The edges of a file as they stand in it; `nodes` may hold further nodes, without an edge."""
+
+    sources: list[str]
+    targets: list[str]
+    weights: list[float] | None
+    nodes: list[str]
+    directed: bool
+
+
+def read_edge_list(content: bytes, mark: str | None, most: int) -> Lines:
+    """Read an edge list of two or three columns, maybe behind a head such as "# directed weighted".
+
+    Args:
+        mark: between columns; None: blanks or tabs; "?": tabs or commas if the first line has them.
+        most: edges.
+
+    Raises:
+        ValueError: it is no edge list, or has more edges; the message names the line.
+    """
+    try:
+        content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is no UTF-8 text") from error
+    if b"\0" in content:
+        raise ValueError("a zero byte: it is no text")
+    rows, head = list[tuple[int, str]](), _Head()
+    for number, line in enumerate(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig"), 1):
+        line = line.strip() if mark is None else line.rstrip("\n")
+        if line.lstrip()[:1] in ("#", "%"):
+            if not rows:
+                head.read(line.lstrip(), f"line {number}")
+        elif line.strip():
+            rows.append((number, line))
+            if len(rows) > most + 1:
+                raise ValueError(f"more than {most:,} edges: raise --max-edges")
+    if mark == "?":
+        first = rows[0][1] if rows else ""
+        mark = next((m for m in ("\t", ",") if m in first), None)
+    table = [(number, _cells(line, mark, f"line {number}")) for number, line in rows]
+    if table and _is_header(table[0][1]):
+        names = {cell.strip() for _, cells in table[1:] for cell in cells[:2]}
+        if not names.intersection(cell.strip() for cell in table[0][1][:2]):
+            del table[0]
+    width = len(table[0][1]) if table else 2
+    for number, cells in table:
+        if len(cells) != width or width not in (2, 3) or not all(map(str.strip, cells[:2])):
+            what = "2 or 3 columns" if width not in (2, 3) else f"{width} columns"
+            raise ValueError(
+                f"line {number} has {len(cells)}: {what} are needed, source, target and maybe a weight"
+            )
+    sources, targets = ([cells[i].strip() for _, cells in table] for i in (0, 1))
+    weights = [_weight(cells[2], f"line {n}") for n, cells in table] if width == 3 else None
+    return Lines(sources, targets, weights, head.alone({*sources, *targets}, most), head.directed)
+
+
+class _Head:
+    """The statements of comments before the first edge, each up to its first unknown word."""
+
+    def __init__(self) -> None:
+        self.said: bool | None = None
+        self.nodes = 0
+
+    @property
+    def directed(self) -> bool:
+        """True if a comment says so."""
+        return bool(self.said)
+
+    def read(self, line: str, where: str) -> None:
+        """Read a comment."""
+        if line.lower().startswith("%%matrixmarket"):
+            raise ValueError("a MatrixMarket file: write an edge list, source and target")
+        for word in line[1:].lower().replace(",", " ").replace(";", " ").split():
+            if word in DIRECTIONS:
+                if self.said not in (None, DIRECTIONS[word]):
+                    raise ValueError(f"{where}: the head says both directed and undirected")
+                self.said = DIRECTIONS[word]
+            elif word.startswith("nodes="):
+                count = word[6:]
+                if not (count.isascii() and count.isdecimal() and len(count) < 12):
+                    raise ValueError(f"{where}: {word[:30]!r} in the head is no number of nodes")
+                self.nodes = int(count)
+            elif word not in ("weighted", "unweighted"):
+                return
+
+    def alone(self, named: set[str], most: int) -> list[str]:
+        """The names of all nodes, if they are numbers and the head says how many there are."""
+        if self.nodes > 2 * most:
+            raise ValueError(f"{self.nodes:,} nodes are more than twice {most:,}: raise --max-edges")
+        if 0 < self.nodes < len(named):
+            raise ValueError(f"the head says nodes={self.nodes}, and the edges name {len(named)}")
+        numbers = [str(i) for i in range(self.nodes)]
+        return numbers if named <= {*numbers} else []
+
+
+def _cells(line: str, mark: str | None, where: str) -> list[str]:
+    """The columns of a line; double quotes may surround each."""
+    if mark is None and line.endswith("}"):  # as networkx writes what it knows of an edge
+        line, brace, known = line.partition("{")
+        weight = re.search(r"['\"]weight['\"]: *([^,}]*)", brace + known)
+        line += weight[1] if weight else ""
+    if '"' not in line:
+        cells = line.split(mark)
+    elif mark is None:
+        cells = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
+    else:
+        try:
+            (cells,) = csv.reader([line], delimiter=mark, skipinitialspace=True)
+        except csv.Error as error:
+            raise ValueError(f"{where}: {error}") from error
+    if mark is None and any(cell[-1:] in (",", ";") for cell in cells[:2]):
+        raise ValueError(f"{where}: commas between columns: name the file .csv, or take them out")
+    return cells
+
+
+def _is_header(cells: list[str]) -> bool:
+    return {cell.strip().lower() for cell in cells[:2]} <= HEADER
+
+
+def _weight(text: str, where: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        raise ValueError(f"{where}: the weight {text.strip()[:20]!r} is no number") from None
+    if not math.isfinite(weight) or weight < 0:
+        raise ValueError(f"{where}: the weight {text.strip()[:20]} is negative or not finite")
+    return weight
+
+
+class _GraphML:
+    """Reads GraphML element by element; document types, entities and hyperedges are refused."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.depth = most, 0
+        self.lines = Lines([], [], [], [], False)
+        self.directed: bool | None = None
+        self.key = ""  # of the weights
+        self.usual = 1.0  # weight of an edge that has none
+        self.inside = ""  # "key" of the weights, or "edge"
+        self.text: list[str] | None = None  # of the weight that is being read
+        self.parser = expat.ParserCreate(namespace_separator=" ")
+        self.parser.StartElementHandler = self.start
+        self.parser.EndElementHandler = self.end
+        self.parser.CharacterDataHandler = self.characters
+        self.parser.StartDoctypeDeclHandler = self.refuse
+        self.parser.EntityDeclHandler = self.refuse
+
+    def refuse(self, *_: object) -> None:
+        raise ValueError("a document type or an entity, which GraphML does not need: it is refused")
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        tag = tag.rpartition(" ")[2]
+        self.depth += 1
+        where = f"line {self.parser.CurrentLineNumber}"
+        if self.depth > NESTED:
+            raise ValueError(f"{where}: elements are nested more than {NESTED} deep")
+        if self.depth == 1 and tag != "graphml":
+            raise ValueError(f"it begins with <{tag[:20]}> instead of <graphml>")
+        if tag == "hyperedge":
+            raise ValueError(f"{where}: hyperedges join more than two nodes, which no picture shows")
+        if tag == "key":
+            of_edges = attributes.get("for", "all") in ("edge", "all")
+            if of_edges and attributes.get("attr.name", "").lower() == "weight":
+                if self.key:
+                    raise ValueError(f"{where}: a second weight of edges: one is drawn")
+                self.key, self.inside = attributes.get("id", ""), "key"
+        elif tag == "graph":
+            if self.directed is not None:
+                raise ValueError(f"{where}: a second graph: one file holds one network")
+            default = attributes.get("edgedefault", "undirected").lower()
+            if default not in DIRECTIONS:
+                raise ValueError(
+                    f"{where}: edgedefault {default[:20]!r} is neither directed nor undirected"
+                )
+            self.directed = DIRECTIONS[default]
+        elif tag in ("node", "edge") and self.directed is None:
+            raise ValueError(f"{where}: a <{tag}> outside the <graph>")
+        elif tag == "node":
+            if not attributes.get("id"):
+                raise ValueError(f"{where}: a node without an id")
+            self.lines.nodes.append(attributes["id"])
+            self.check(len(self.lines.nodes) / 2, "nodes")
+        elif tag == "edge":
+            if not {"source", "target"} <= attributes.keys():
+                raise ValueError(f"{where}: an edge without source and target")
+            one_way = attributes.get("directed")
+            if one_way is not None and (one_way == "true") != self.directed:
+                raise ValueError(f"{where}: directed and undirected edges are mixed")
+            self.lines.sources.append(attributes["source"])
+            self.lines.targets.append(attributes["target"])
+            assert self.lines.weights is not None
+            self.lines.weights.append(self.usual)
+            self.inside = "edge"
+            self.check(len(self.lines.sources), "edges")
+        elif (
+            tag == "data" and self.inside == "edge" and attributes.get("key") == (self.key or "weight")
+        ) or (tag == "default" and self.inside == "key"):
+            self.text = []
+
+    def check(self, count: float, what: str) -> None:
+        if count > self.most:
+            raise ValueError(f"more than {self.most:,} {what}: raise --max-edges")
+
+    def characters(self, text: str) -> None:
+        if self.text is not None:
+            self.text.append(text)
+            if sum(map(len, self.text)) > DIGITS:
+                raise ValueError(f"line {self.parser.CurrentLineNumber}: the weight is no number")
+
+    def end(self, tag: str) -> None:
+        self.depth -= 1
+        if self.text is not None:
+            assert self.lines.weights is not None
+            weight = _weight("".join(self.text), f"line {self.parser.CurrentLineNumber}")
+            self.text = None
+            if self.inside == "edge":
+                self.lines.weights[-1] = weight
+            else:
+                self.usual = weight
+        elif tag.rpartition(" ")[2] in ("key", "edge"):
+            self.inside = ""
+
+
+def read_graphml(content: bytes, most: int) -> Lines:
+    """Read GraphML of at most `most` edges; ValueError if it is none, or contradicts itself."""
+    reader = _GraphML(most)
+    try:
+        reader.parser.Parse(content, True)
+    except (expat.ExpatError, LookupError) as error:  # the latter for an unknown encoding
+        raise ValueError(f"no XML: {error}") from error
+    if reader.directed is None:
+        raise ValueError("no <graph> in it")
+    nodes = {*reader.lines.nodes}
+    if len(nodes) < len(reader.lines.nodes):
+        twice = next(n for n, count in Counter(reader.lines.nodes).items() if count > 1)
+        raise ValueError(f"two nodes have the id {twice[:40]!r}")
+    for end in (*reader.lines.sources, *reader.lines.targets):
+        if nodes and end not in nodes:
+            raise ValueError(f"an edge to {end[:40]!r}, which is no node of the file")
+    return reader.lines._replace(directed=reader.directed)
