@@ -24,7 +24,7 @@ def eval_(
     search: Literal["best", "geometric"] | None = None,
     temper: bool = False,
     save: bool = False,
-    bits: tuple[int, ...] = (),
+    bits: tuple[int, ...] | None = None,
     fidelity: tuple[str, ...] | None = None,
     teacher_mean: tuple[float, float, float] | None = None,
     teacher_std: tuple[float, float, float] | None = None,
@@ -86,6 +86,8 @@ def eval_(
         raise ValueError("--target-accuracy, --criterion, --search, --temper and --save need --cascade")
     if save and module:
         raise ValueError("--save is not for networks with --module: leave one of them out")
+    if bits == ():
+        raise ValueError("--bits: name the numbers of bits after it, such as 8 6 5 4")
     if fidelity == ():
         raise ValueError(
             "--fidelity: name the teacher after it, such as a run directory, or several for an ensemble"

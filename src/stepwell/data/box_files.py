@@ -203,8 +203,8 @@ def read_pool(
         val_fraction: share of the labels that is set aside, without a validation part.
 
     Raises:
-        ValueError: as for `read_boxes`; there is no image; a test or validation image is labelled for
-            training.
+        ValueError: as for `read_boxes` and `drawn`; there is no image; a test or validation image is
+            labelled for training.
     """
     if not data.is_dir():
         raise ValueError(f"no folder {data}: name a folder of images")
@@ -240,11 +240,20 @@ def read_pool(
 
 
 def drawn(images: BoxSet, fraction: float, seed: int) -> BoxSet:
-    """A share of the images, drawn by `seed`; all for a fraction of 1."""
+    """A share of the images, drawn by `seed`; all for a fraction of 1.
+
+    ValueError if the share is no image.
+    """
     if fraction == 1:
         return images
+    count = round(fraction * len(images))
+    if not count:
+        raise ValueError(
+            f"--label-fraction {fraction:g} of {len(images)} labelled images is none: give at least "
+            f"{1 / len(images):.2g}"
+        )
     order = torch.randperm(len(images), generator=generator_of(seed_of("labels", seed)))
-    return images.subset(sorted(order[: max(1, round(fraction * len(images)))].tolist()))
+    return images.subset(sorted(order[:count].tolist()))
 
 
 def _unlabelled_of(

@@ -52,7 +52,7 @@ def merged(
 
     Raises:
         ValueError: a rename fits no class; two classes of one teacher, or of the labels, have one name;
-            a chosen class is nobody's; no teacher has a class of the student's.
+            a chosen class is nobody's, or chosen twice; no teacher has a class of the student's.
     """
     own = [[*classes] for classes in teachers.values()]
     for rename in renames:
@@ -74,7 +74,10 @@ def merged(
                 f"--classes {unknown[0]}: no teacher has it, and no label; there are "
                 f"{some([*names.values()])}"
             )
-        names = {_key(name): names[_key(name)] for name in chosen}
+        keys = [_key(name) for name in chosen]
+        if twice := [name for name, key in zip(chosen, keys, strict=True) if keys.count(key) > 1]:
+            raise ValueError(f"--classes names one class twice: {' and '.join(twice)}; drop one of them")
+        names = {key: names[key] for key in keys}
     at = {key: i for i, key in enumerate(names)}
     maps = tuple(torch.tensor([at.get(_key(c), -1) if c else -1 for c in cs]) for cs in own)
     for teacher, own_map in zip(teachers, maps, strict=True):
