@@ -76,7 +76,9 @@ def merged(
             )
         keys = [_key(name) for name in chosen]
         if twice := [name for name, key in zip(chosen, keys, strict=True) if keys.count(key) > 1]:
-            raise ValueError(f"--classes names one class twice: {' and '.join(twice)}; drop one of them")
+            raise ValueError(
+                f"--classes names one class twice: {' and '.join(twice)}; drop one of them"
+            )
         names = {key: names[key] for key in keys}
     at = {key: i for i, key in enumerate(names)}
     maps = tuple(torch.tensor([at.get(_key(c), -1) if c else -1 for c in cs]) for cs in own)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from stepwell.nets import Card, NestedNet, build, is_network
 from stepwell.nets.families.timm_models import PREFIX
 from stepwell.nets.files.container import digest, network_file
+from stepwell.nets.files.header import holds_weights_alone
 from stepwell.nets.files.initial_weights import load_plain, start_pretrained
-from stepwell.nets.files.nested import fingerprint, holds_weights_alone, load
+from stepwell.nets.files.nested import fingerprint, load
 from stepwell.nets.files.onnx import OnnxNet, onnx_fingerprint
 from stepwell.teachers.adapters import Ensemble, Normalisation, OfProbabilities, Renormalised, Resized
 from stepwell.teachers.teacher import Frozen, Teacher, as_exit

@@ -17,7 +17,8 @@ from torch import Tensor
 from stepwell.nets.build import build, builder_of
 from stepwell.nets.card import Card
 from stepwell.nets.decisions.deciding import from_plain
-from stepwell.nets.files.nested import BESIDE, assemble, card_of, read_file
+from stepwell.nets.files.header import card_of, read_file
+from stepwell.nets.files.nested import BESIDE, assemble
 from stepwell.nets.nested.net import NestedNet
 from stepwell.types import not_finite
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
 import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -24,20 +23,15 @@ from stepwell.nets.card import Card
 from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.files.container import (
     digest,
-    is_pickle,
     network_file,
-    read_checked,
-    read_state_dict,
     structure_of,
 )  # fmt: skip
+from stepwell.nets.files.header import card_of, read_file, read_own
 from stepwell.nets.nested.exits import describe_head, make_head
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.reading import read
 from stepwell.types import not_finite
 
-#: 1: a named builder; 2: the stages given to `nest`, for a caller's own module; 3: 1 or 2 with more
-#: tensors beside the nested net; 4: with exits or tied weights.
-FORMAT = 4
 #: Prefix of the tensors beside a nested net in its file.
 BESIDE = "beside/"
 #: Arguments of timm's builders that name other files.
@@ -92,7 +86,7 @@ def load_both(
     heads: Mapping[str, Callable[[], nn.Module]] | None = None,
 ) -> tuple[NestedNet, Beside | None]:
     """Read a nested net and the parts beside it, if any; arguments and errors as for `load`."""
-    header, tensors = _read_own(Path(path))
+    header, tensors = read_own(Path(path))
     if module is not None and "builder" in header:
         raise ValueError(
             f"{path} names its network, {header['builder']}: load it without module=FACTORY"
@@ -105,7 +99,7 @@ def load_both(
 
 def read_beside(path: str | Path) -> Beside | None:
     """Read the parts beside the nested net in a run or a file, if any; errors as for `load`."""
-    return _beside(*_read_own(Path(path)))
+    return _beside(*read_own(Path(path)))
 
 
 def _beside(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Beside | None:
@@ -146,7 +140,7 @@ def _on_cpu(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor
 def rewrite_card(path: str | Path, card: Card) -> Path:
     """Replace the card in a file that `save` wrote, whole or not at all; errors as for both."""
     file = network_file(path)
-    header, tensors = _read_own(file)
+    header, tensors = read_own(file)
     return _write(file, header | {"card": card.as_header()}, tensors)
 
 
@@ -241,17 +235,6 @@ def _is_of(
     )
 
 
-def holds_weights_alone(path: Path) -> bool:
-    """Check whether a sound file holds weights without their network; ValueError for other pickles."""
-    if is_pickle(path):
-        return bool(read_state_dict(path))
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return "stepwell" not in (file.metadata() or {})
-    except (safetensors.SafetensorError, UnicodeDecodeError):
-        return False
-
-
 def assemble(
     header: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
@@ -342,64 +325,7 @@ def _add_depths(
             net.add_exit(depth, blocks, head)
 
 
-def card_of(header: Mapping[str, Any]) -> Card:
-    """Read the card in a file's header."""
-    values = header["card"].items()
-    return Card(**dict[str, Any]((k, tuple(v) if isinstance(v, list) else v) for k, v in values))
-
-
 def _write(path: Path, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> Path:
     header = header | {"sha256": digest(header, tensors)}
     write_whole(path, to_bytes(dict(tensors), {"stepwell": json.dumps(header)}))
     return path
-
-
-def _read_own(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    header, tensors = read_file(path)
-    if header is None:
-        raise ValueError(
-            f"{path} has no Stepwell header: it holds weights only. "
-            "Build the network and call net.load_full(...), or train with --init"
-        )
-    return header, tensors
-
-
-def read_file(path: Path, plain_too: bool = False) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """Read and check header and tensors; a file that is not Stepwell's has no header."""
-    path = network_file(path)
-    if is_pickle(path):
-        if plain_too:
-            return None, read_state_dict(path)
-        raise ValueError(
-            f"{path} is a pickle (torch.save), which can run code when it is read: Stepwell reads "
-            "safetensors. Start from its weights with: stepwell train ... --init"
-        )
-    header, tensors, metadata = read_checked(path, "stepwell", FORMAT)
-    with structure_of(path):
-        if header is None and plain_too and "stepwell_card" in metadata:
-            header = {"card": json.loads(metadata["stepwell_card"])}
-        if header is not None:
-            _check_header(header)
-    return header, tensors
-
-
-#: The types of a header's entries; all but the card are optional here.
-ENTRIES: dict[str, type] = {
-    "builder": str, "arguments": dict, "stages": list, "full": str, "depths": dict, "norms": str,
-    "status": dict, "exits": dict, "card": dict, "beside": dict,
-}  # fmt: skip
-
-
-def _check_header(header: Mapping[str, Any]) -> None:
-    """Raise ValueError for an entry of another type, and for what only newer versions write."""
-    for name, value in header.items():
-        if name in ENTRIES and not isinstance(value, ENTRIES[name]):
-            raise ValueError(f"its {name} is {value!r:.60}")
-    depths = header.get("depths", {})
-    for depth, blocks in depths.items():
-        if not isinstance(blocks, list) or not all(type(b) is int for b in blocks):
-            raise ValueError(f"the blocks of depth {depth!r} are {blocks!r:.60}")
-    known = depths.keys() | {header.get("full")}
-    if "depths" in header and (missing := known ^ header["status"].keys()):
-        raise ValueError(f"depth {min(map(str, missing))!r} is in one of depths and status alone")
-    card_of(header)
