@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 
@@ -93,6 +94,8 @@ def check_numbers(arguments: Mapping[str, Any], *, flags: bool = True) -> None:
 def check_number(name: str, number: float, within: Range) -> None:
     """Raise ValueError for a number out of range or not finite; the message begins with `name`."""
     words, holds = within
+    if not isinstance(number, Real):
+        raise ValueError(f"{name} {number!r}: must be a number, {words}")
     most = LARGEST if isinstance(number, int) else LARGEST_FLOAT
     if math.isfinite(number) and abs(number) > most and within is not SEED:
         raise ValueError(f"{name} {number:g}: must be at most {most:,g}")

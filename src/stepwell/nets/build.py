@@ -4,14 +4,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from stepwell.nets.adders.converting import to_adder
 from stepwell.nets.families import cnc, convnext, densenet, mobilenet, msdnet, resnet, vgg, vit
-from stepwell.nets.families.builder import Builder
+from stepwell.nets.families.builder import Builder, Stem
 from stepwell.nets.families.encoders import encoder_builder, is_encoder
 from stepwell.nets.families.glance import glance_builder, is_glance
 from stepwell.nets.families.recurrent import is_recurrent, recurrent_builder
@@ -114,14 +114,17 @@ def build(
         arguments: for the builder, such as `num_classes=100` or `stem="small"`.
 
     Raises:
-        ValueError: no such network, depth or argument; depths or `adder` with `multipliers`; a width
-            that gives no whole number of channels, or of a network that cannot be narrowed; a network
-            that has no adder form (see `to_adder`).
+        ValueError: no such network, depth or argument; a value of another type; depths or `adder` with
+            `multipliers`; a width that gives no whole number of channels, or of a network that cannot
+            be narrowed; a network that has no adder form (see `to_adder`).
 
     >>> build("resnet32", ["20", "26"], num_classes=10).depths
     {'20': (3, 3, 3), '26': (4, 4, 4), '32': (5, 5, 5)}
     """
     builder = builder_of(name)
+    _check_types(
+        stages=stages, kept=kept, adaptions=adaptions, multipliers=multipliers, adder=adder or None
+    )
     if name.startswith(ADDER):
         name, adder = name.removeprefix(ADDER), True if adder is False else adder
     depths = named_depths(name, depths, stages)
@@ -131,6 +134,8 @@ def build(
     stages = builder.stages if stages is None else tuple(stages)
     try:
         check_numbers({"num_classes": arguments.get("num_classes")}, flags=False)
+        if builder.stems and arguments.get("stem", "small") not in get_args(Stem):
+            raise ValueError(f"no stem {arguments['stem']!r}: it is {' or '.join(get_args(Stem))}")
         if name.startswith(PREFIX) and depths:
             check_depths(name.removeprefix(PREFIX), depths, stages, arguments)
         module = builder.make(**arguments)
@@ -163,6 +168,25 @@ def build(
     return net
 
 
+#: Types of `build`'s arguments, and their words.
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "depths": ((Mapping, Sequence), "a list of names, or blocks by name"),
+    "stages": ((Sequence,), "a list of the stages' names"),
+    "kept": ((Sequence,), "the blocks of each stage"),
+    "adaptions": ((Mapping,), "lists by name"),
+    "multipliers": ((Sequence,), "a list of shares, such as (0.5, 1)"),
+    "adder": ((bool, Mapping), "True, or arguments of `to_adder` by name"),
+}
+
+
+def _check_types(**arguments: Any) -> None:
+    """Raise ValueError for an argument of another type; a text is no list of its letters."""
+    for name, value in arguments.items():
+        types, words = _TYPES[name]
+        if value is not None and (isinstance(value, str) or not isinstance(value, types)):
+            raise ValueError(f"{name}={value!r}: must be {words}")
+
+
 def named_depths(
     name: str, depths: Mapping[str, Sequence[int]] | Sequence[str], stages: Sequence[str] | None = None
 ) -> dict[str, tuple[int, ...]]:
@@ -174,6 +198,11 @@ def named_depths(
     builder = builder_of(name)
     if isinstance(depths, str):  # whose letters are no depths
         raise ValueError(f"depths are a list of names, or blocks by name: [{depths!r}], not {depths!r}")
+    _check_types(depths=depths)
+    if numbers := [depth for depth in depths if not isinstance(depth, str)]:
+        raise ValueError(
+            f"the name of a depth is a text: write {str(numbers[0])!r}, not {numbers[0]!r}"
+        )
     if stages is not None:  # their numbers of blocks are not known here
         builder = builder._replace(family={builder.full: (1,) * len(stages)}, stages=tuple(stages))
     if isinstance(depths, Mapping):
@@ -222,6 +251,8 @@ def refuse_adders(name: str, what: str) -> None:
 
 def builder_of(name: str) -> Builder:
     """The builder of a network by name; ValueError if there is none."""
+    if not isinstance(name, str):
+        raise ValueError(f"a network's name is a text, such as 'resnet34', not {name!r}")
     given, name = name, name.removeprefix(ADDER)
     if name.startswith(PREFIX):
         return timm_builder(name.removeprefix(PREFIX))

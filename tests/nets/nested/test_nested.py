@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 from copy import deepcopy
 
@@ -257,6 +259,37 @@ def test_unknown_names_are_answered_with_the_known_ones():
     for name in ("resnet20", "timm/convnext_atto"):
         with pytest.raises(ValueError, match="num_classes 0: must be 1 or more"):
             build(name, num_classes=0)
+
+
+WRONG_TYPES: list[tuple[object, dict[str, object], str]] = [
+    (5, {}, "a network's name is a text, such as 'resnet34', not 5"),
+    ("resnet20", {"num_classes": "10"}, "num_classes '10': must be a number, 1 or more"),
+    ("resnet20", {"depths": 5}, "depths=5: must be a list of names, or blocks by name"),
+    ("resnet20", {"depths": [8]}, "the name of a depth is a text: write '8', not 8"),
+    ("resnet20", {"depths": {8: (1, 1, 1)}}, "the name of a depth is a text: write '8', not 8"),
+    ("resnet20", {"norms": "own"}, "no norms 'own': they are private or shared"),
+    ("resnet20", {"stages": 5}, "stages=5: must be a list of the stages' names"),
+    ("resnet20", {"kept": "111"}, "kept='111': must be the blocks of each stage"),
+    ("resnet20", {"adder": "yes"}, "adder='yes': must be True, or arguments of `to_adder` by name"),
+    ("resnet20", {"multipliers": 0.5}, "multipliers=0.5: must be a list of shares, such as (0.5, 1)"),
+    ("resnet20", {"adaptions": 5}, "adaptions=5: must be lists by name"),
+    ("resnet18", {"stem": "large"}, "no stem 'large': it is imagenet or small"),
+]
+BUILD = f"""
+import stepwell
+for name, arguments, message in {WRONG_TYPES}:
+    try:
+        stepwell.build(name, **arguments)
+    except ValueError as error:
+        assert message in str(error), error
+    else:
+        raise SystemExit(f"built: {{name}}, {{arguments}}")
+"""
+
+
+def test_arguments_of_other_types_are_one_line():
+    # in a process of its own: tests check all types before a function sees its arguments
+    subprocess.run([sys.executable, "-c", BUILD], check=True)
 
 
 def test_a_depth_that_nobody_trained_is_refused_until_it_is_calibrated():

@@ -186,6 +186,9 @@ def load(
 ) -> NestedNet:
     """Read a nested net, in eval mode, from a run directory or a file that `save` wrote.
 
+    A network that chooses resolutions or widths is read without its chooser; `stepwell.open_network`
+    reads both.
+
     Args:
         module: a function that makes the full net again, for a caller's own module nested by
             `stepwell.nest`; the file's weights replace its own.

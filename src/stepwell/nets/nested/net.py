@@ -36,6 +36,14 @@ from stepwell.types import Exit
 
 Status = Literal["trained", "calibrated", "fresh"]
 NormSharing = Literal["private", "shared"]
+
+
+def check_norms(norms: str) -> None:
+    """Raise ValueError for another word than those of `NormSharing`."""
+    if norms not in get_args(NormSharing):
+        raise ValueError(f"no norms {norms!r}: they are {' or '.join(get_args(NormSharing))}")
+
+
 Inputs = Shaped[Tensor, "batch ..."]
 
 
@@ -62,6 +70,7 @@ class NestedNet(Predicts, Weights):
         *,
         norms: NormSharing = "private",
     ) -> None:
+        check_norms(norms)
         super().__init__(module, plan, full, private=norms == "private")
         self.norm_sharing: NormSharing = norms
         self.builder: tuple[str, dict[str, Any]] | None = None

@@ -6,14 +6,13 @@ for one size, such as a ViT, is made for each size, with its own position embedd
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from stepwell.nets import build, builder_of
-from stepwell.nets.nested.net import NestedNet, NormSharing
+from stepwell.nets.nested.net import NestedNet, NormSharing, check_norms
 from stepwell.nets.nested.plan import join, with_own_norms
 from stepwell.nets.nested.reading import read
 from stepwell.nets.resolution.position_embeddings import resized
@@ -71,8 +70,7 @@ class Resolutions(nn.Module):
                 f"a network with exits ({', '.join(net.exits)}) runs at one resolution: build one "
                 "without exits"
             )
-        if norms not in get_args(NormSharing):
-            raise ValueError(f"no norms {norms!r}: they are {' or '.join(get_args(NormSharing))}")
+        check_norms(norms)
         self.sizes = tuple(sorted(sizes, reverse=True))
         self.net = net
         self.norm_sharing = norms
