@@ -8,7 +8,10 @@ Two layers of one shape, one of each kind, give a feature for each patch x and f
 
 With s = 1 both are zero in float32 at real layer sizes: |x - f| is some hundreds. So the exponents are
 standardised over the batch, exp((e - mean) / std): 2s² is their standard deviation, and the mean is a
-factor common to all features.
+factor common to all features. Mean and deviation carry gradients, as in BatchNorm. If they were
+constants, a step could lower the loss by moving all filters of a layer away from their inputs, or
+towards them, which changes nothing behind the layer's norm; and where the local rate fixes the size of
+the filters' gradient, that direction leaves little for the task.
 """
 
 from jaxtyping import Float
@@ -42,9 +45,8 @@ def gaussian_exponent(
 
 @in_full_precision
 def standardised(maps: Maps) -> Maps:
-    """(m - mean) / std over the batch; mean and deviation are constants for the gradient."""
-    fixed = maps.detach()
-    return (maps - fixed.mean()) / fixed.std(correction=0).clamp_min(1e-12)
+    """(m - mean) / std over all maps of the batch."""
+    return (maps - maps.mean()) / maps.std(correction=0).clamp_min(1e-12)
 
 
 @in_full_precision
