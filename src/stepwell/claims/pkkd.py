@@ -114,9 +114,9 @@ STUDY = Study(
           "was set before the runs, on 4,000 images that no arm trains or tests on: a third of it was "
           "as good, ten times as much was worse than no features. No weight of a rival was tuned. The "
           "rate is the same in all arms but one, and none was searched. Adder networks get their "
-          "norms' statistics anew from training images at the end, because their moving averages lag behind; "
-          "convolutional networks keep the moving averages. The seconds of training hold those of "
-          "a twin, but not those of the trained network that teaches by soft targets."),
+          "norms' statistics anew from training images at the end, because their moving averages lag "
+          "behind; convolutional networks keep the moving averages. The seconds of training hold "
+          "those of a twin, but not those of the trained network that teaches by soft targets."),
     common={"data": "cifar10", "size": 16, "epochs": 10, "batch_size": 128, "val_fraction": 0.0,
             "clip": 0.0},
     quick={"data": "digits", "part": "1/8", "size": None, "epochs": 1, "batch_size": 64},
