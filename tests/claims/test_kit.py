@@ -396,7 +396,10 @@ def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
     (root / "other.py").write_text("x = 2\n")
     assert sources.source_digest("stepwell.a") == first
     (root / "b.py").write_text("def g():\n    return 2\n")
-    assert sources.source_digest("stepwell.a") != first
+    second = sources.source_digest("stepwell.a")
+    assert second != first
+    (root / "kernel.c").write_text("int f(void) { return 1; }")
+    assert sources.source_digest("stepwell.a") != second
 
 
 ARMS = ["20 < 32, nested", "20, offline KD"]

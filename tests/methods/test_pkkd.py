@@ -118,6 +118,10 @@ def test_the_local_rate_acts_on_the_filters_of_adder_layers_alone(batch):
     norm = math.sqrt(sum(objective.get_parameter(n).numel() for n in layers - {silent}))
     found = torch.stack([objective.get_parameter(n).grad.norm() for n in layers]).norm()
     assert found == pytest.approx(norm, rel=1e-4)
+    before = {n: objective.get_parameter(n).grad.clone() for n in layers}
+    assert len(scale_filter_gradients(objective, 0.0, 3.0)) == len(layers)
+    for name, gradient in before.items():
+        assert_close(objective.get_parameter(name).grad, 3 * gradient)
 
 
 def test_biases_of_the_twin_are_no_part_of_its_kernels(batch):

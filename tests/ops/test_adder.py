@@ -159,6 +159,19 @@ def test_nan_and_infinity_stay(kernel, monkeypatch):
     assert x.grad[0, 5, 0, 0] == -17
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+def test_nan_of_a_filter_reaches_the_pixels_that_it_meets_alone(kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr(operator, "library", lambda: None)
+    x, weight = torch.randn(1, 3, 5, 5, requires_grad=True), torch.randn(4, 3, 3, 3)
+    weight[1, 2, 0, 0] = float("nan")
+    adder_conv2d(x, weight, padding=1).sum().backward()
+    met = torch.zeros(5, 5, dtype=torch.bool)
+    met[:4, :4] = True  # the upper left number of a filter never meets the last row and column
+    assert torch.equal(x.grad[0, 2].isnan(), met)
+    assert x.grad[0, :2].isfinite().all()
+
+
 class Two(nn.Module):
     def __init__(self):
         super().__init__()
@@ -245,13 +258,15 @@ def test_bytes_without_a_kernel(monkeypatch):
         (
             (1, 3, 0, 5),
             {"padding": 2},
-            "maps of \\(3, 0, 5\\) and filters of .*nothing to sum",
+            "maps of \\(3, 0, 5\\) .* and filters of .*nothing to sum",
         ),
     ],
 )
 def test_layers_without_a_kernel_are_refused(shape, options, message):
     with pytest.raises(ValueError, match=message):
         adder_conv2d(torch.randn(shape), torch.randn(4, 3, 3, 3), **options)
+    with pytest.raises(ValueError, match="filters of .0, 3, 3, 3.: there is nothing to sum"):
+        adder_conv2d(torch.randn(1, 3, 5, 5), torch.randn(0, 3, 3, 3))
 
 
 def test_other_numbers_than_floating_point_ones_are_refused():

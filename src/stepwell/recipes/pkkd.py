@@ -38,7 +38,8 @@ class PkkdAblation(Together):
     """Options for studies.
 
     Attributes:
-        local_rate: root mean square of each filter gradient; 0: as it is.
+        local_rate: root mean square of each filter gradient; 0: the gradient itself.
+        filter_rate: factor of these gradients where the local rate is 0.
         gradient: of the adder layers, as for `adder_conv2d`.
         normed_logits: normalise the logits over the batch.
         everywhere: the first layer adds, too.
@@ -46,6 +47,7 @@ class PkkdAblation(Together):
     """
 
     local_rate: float = 0.2
+    filter_rate: float = 1.0
     gradient: Gradient = "clipped"
     normed_logits: bool = True
     everywhere: bool = False
@@ -84,7 +86,7 @@ def pkkd(
     other, _ = classification.start_network(splits, net, stem=stem)
     inputs = classification.prepare(splits, images, training)
     objective = ProgressiveKernelKD(nested, other, convolutional=ablation.convolutional, **vars(twin))
-    optim = with_local_rates(training.optim(), ablation.local_rate)
+    optim = with_local_rates(training.optim(), ablation.local_rate, ablation.filter_rate)
     with classification.open_task("pkkd", out, loop, arguments, inputs, nested) as task:
         fit(
             objective, task.train, optim, task.run, phase="train", loop=loop, epochs=training.epochs,

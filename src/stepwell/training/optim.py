@@ -82,18 +82,18 @@ def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     ]
 
 
-def with_local_rates(optim: Optim, rate: float = 0.2) -> Optim:
+def with_local_rates(optim: Optim, rate: float = 0.2, factor: float = 1.0) -> Optim:
     """`optim`, with the adaptive local learning rate of adder layers (AdderNet, Chen et al. 2020).
 
     Once a step, each adder layer's filter gradient g of n numbers becomes rate · √n · g / ||g||, so the
     root of its mean square is `rate`. That is before the optimizer adds weight decay and momentum, and
     after gradients were accumulated and averaged over processes. A zero gradient stays. With a
-    rate of 0, all gradients stay as they are.
+    rate of 0, all these gradients are multiplied by `factor` instead, for studies.
 
     Clipping leaves these filters out: their gradients have a norm of about 100 in a ResNet-20, and
     clipping all to 5 would divide the gradients of the other layers by 20.
     """
-    return optim._replace(prepare=partial(scale_filter_gradients, rate=rate))
+    return optim._replace(prepare=partial(scale_filter_gradients, rate=rate, factor=factor))
 
 
 def suited(optim: Optim, objective: nn.Module) -> Optim:
@@ -102,16 +102,20 @@ def suited(optim: Optim, objective: nn.Module) -> Optim:
 
 
 @torch.no_grad()
-def scale_filter_gradients(module: nn.Module, rate: float) -> list[nn.Parameter]:
+def scale_filter_gradients(module: nn.Module, rate: float, factor: float = 1.0) -> list[nn.Parameter]:
     """Set the root mean square of each adder layer's filter gradient to `rate`, in place.
 
-    Gives the filters. A rate of 0 changes nothing and gives none.
+    With a rate of 0, multiply them by `factor`. Gives the filters.
     """
-    filters = [layer.weight for layer in adder_layers(module).values()] if rate else []
+    filters = [layer.weight for layer in adder_layers(module).values()]
     for weight in filters:
         gradient = weight.grad
-        if gradient is not None:
-            norm = gradient.norm()
-            scale = rate * math.sqrt(gradient.numel()) / norm
-            gradient.mul_(torch.where(norm > 0, scale, torch.ones_like(norm)))
+        if gradient is None:
+            continue
+        if not rate:
+            gradient.mul_(factor)
+            continue
+        norm = gradient.norm()
+        scale = rate * math.sqrt(gradient.numel()) / norm
+        gradient.mul_(torch.where(norm > 0, scale, torch.ones_like(norm)))
     return filters

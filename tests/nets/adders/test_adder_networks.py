@@ -97,6 +97,12 @@ def test_a_module_of_ones_own_is_converted_and_nested():
     assert own.body[0][0].weight.grad.abs().sum() > 0
     every = Own(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
     assert [*adder_layers(stepwell.to_adder(every, everywhere=True))] == ["first", "body.1"]
+    filters = []
+    for everywhere in (False, True):  # whether the first layer adds does not change the others' filters
+        torch.manual_seed(3)
+        net = stepwell.build("resnet8", adder={"everywhere": everywhere})
+        filters.append(net.module.layer3[0].conv2.weight)
+    assert torch.equal(*filters)
     with torch.device("meta"):
         vgg = stepwell.to_adder(torchvision.models.vgg11_bn(num_classes=5), normed_logits=False)
     assert len(adder_layers(vgg)) == 7
@@ -148,6 +154,37 @@ def test_other_networks_without_an_adder_form():
 
         with pytest.raises(ValueError, match="a call of relu.* between the convolution 'body.0' and"):
             stepwell.to_adder(Functional(nn.Conv2d(8, 8, 1)))
+
+    class Unordered(Own):
+        """Its norm stands behind the convolution by name, and runs before it."""
+
+        def forward(self, x):
+            return self.fc(self.body(self.norm(self.first(x))).mean((2, 3)))
+
+    class Summed(Own):
+        """A sum of the outputs with others comes before the norm, as in pre-activation networks."""
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.fc(self.norm(x + self.body(x)).mean((2, 3)))
+
+    for other in (Unordered, Summed):
+        with pytest.raises(ValueError, match="no norm follows the convolution 'body.0'"):
+            stepwell.to_adder(other(nn.Conv2d(8, 8, 1)))
+
+    class Reordered(nn.Module):
+        """Its norm stands before the convolution by name, and runs behind it, through a pool."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.first, self.conv = nn.BatchNorm2d(8), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x):
+            y = nn.functional.avg_pool2d(self.conv(self.first(x)), 2)
+            return self.fc(self.norm(torch.cat([y, y[:, :0]], 1)).mean((2, 3)))
+
+    assert [*adder_layers(stepwell.to_adder(Reordered()))] == ["conv"]
     early[1] = nn.LeakyReLU()  # which loses nothing
     assert [*adder_layers(stepwell.to_adder(Own(early)))] == ["body.0.0"]
     with pytest.raises(ValueError, match="keep 'fc': no convolution has this name"):

@@ -19,8 +19,11 @@ def source_digest(module: str) -> str:
         module: a dotted name, such as "stepwell.recipes.ekd".
     """
     digest = hashlib.sha256()
-    for name in sorted(imported_modules(module)):
-        digest.update(f"{name}\n{_parsed(_file(name).read_bytes()).code}\n".encode())
+    modules = {name: _file(name) for name in sorted(imported_modules(module))}
+    for name, file in modules.items():
+        digest.update(f"{name}\n{_parsed(file.read_bytes()).code}\n".encode())
+    for source in sorted({c for file in modules.values() for c in file.parent.glob("*.c")}):
+        digest.update(source.read_bytes())  # a kernel that one of the modules compiles
     return digest.hexdigest()[:16]
 
 

@@ -1,6 +1,6 @@
 """Turn the convolutions of a network into adder layers."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import torch
@@ -36,7 +36,8 @@ def to_adder(
 
     Raises:
         ValueError: there is no convolution to convert; one has groups, dilation or a padding that
-            adder layers do not have; no norm follows it; the network decides by example; `keep`
+            adder layers do not have; its outputs meet another layer, a sum or the
+            end of the network before a norm; the network decides by example; `keep`
             names no convolution. The module is unchanged.
     """
     for name, part in deciding_parts(module):
@@ -55,35 +56,78 @@ def to_adder(
             f"{type(module).__name__} has no convolution to convert: first and last layer stay as they "
             "are, and adder layers replace nn.Conv2d alone"
         )
-    behind = {n: _norm_behind(n, module, layers) for n in chosen}
+    behind = _norms_behind(module, chosen)
     made = {}
-    for name in chosen:
+    for name in sorted(chosen, key=lambda n: n == convolutions[0]):  # the others' filters stay the same
         conv = layers[name]
         assert isinstance(conv, nn.Conv2d)
         try:
             made[name] = AdderConv2d(conv, gradient=gradient)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; keep it as it is with keep=[{name!r}]") from None
-    _check_calls(module, made)
     everyone = [*module.named_modules(remove_duplicate=False)]
     for name, layer in made.items():
         layer.train(module.training)
         for shared in [n for n, m in everyone if m is layers[name]]:  # a layer may have several names
             module.set_submodule(shared, layer)
-        if isinstance(weight := behind[name].weight, nn.Parameter):
-            nn.init.ones_(weight)
+        for norm in behind[name]:
+            if isinstance(weight := norm.weight, nn.Parameter):
+                nn.init.ones_(weight)
     last = layers[names[-1]]
     if normed_logits and isinstance(last, nn.Linear):
         module.set_submodule(names[-1], NormedLinear(last).train(module.training))
     return module
 
 
-def _norm_behind(name: str, module: nn.Module, layers: dict[str, nn.Module]) -> nn.Module:
+def _norms_behind(module: nn.Module, names: Collection[str]) -> dict[str, list[nn.Module]]:
+    """The norms that take the outputs of each convolution; ValueError where an output meets none.
+
+    They are found where the network's own code passes the outputs on. If torch.fx cannot follow that
+    code, the next norm by name counts.
+    """
+    try:
+        nodes = [*fx.Tracer().trace(module).nodes]
+    except Exception:  # whatever the network's own code raises when it meets a proxy
+        nodes = []
+    calls = {n: [node for node in nodes if (node.op, node.target) == ("call_module", n)] for n in names}
+    return {
+        name: _norms_in_graph(name, own, module) if own else [_norm_by_name(name, module)]
+        for name, own in calls.items()
+    }
+
+
+def _norms_in_graph(name: str, calls: Sequence[fx.Node], module: nn.Module) -> list[nn.Module]:
+    """The norms behind the calls of a convolution, with nothing but pooling and the like between."""
+    norms: dict[str, nn.Module] = {}
+    ahead, seen = [user for call in calls for user in call.users], set[fx.Node]()
+    while ahead:
+        node = ahead.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if layer is not None and is_norm(layer):
+            norms[str(node.target)] = layer
+            continue
+        if _loses_negatives(layer if layer is not None else partial(_call, node)):
+            raise ValueError(_between(_words_of(node, layer), name))
+        mixes = len(node.all_input_nodes) > 1 and node.target is not torch.cat
+        learns = layer is not None and any(True for _ in layer.parameters())
+        if node.op == "output" or mixes or learns:
+            raise ValueError(_without_norm(name))
+        ahead += node.users
+    if not norms:
+        raise ValueError(_without_norm(name))
+    return [*norms.values()]
+
+
+def _norm_by_name(name: str, module: nn.Module) -> nn.Module:
     """The norm that follows a convolution, in the order in which a module names its layers.
 
     Within an nn.Sequential this is the order in which they run, so nothing before the norm may lose the
     outputs.
     """
+    layers = {n: m for n, m in module.named_modules() if not m._modules}
     names, parent = [*layers], name.rpartition(".")[0]
     ordered = isinstance(module.get_submodule(parent), nn.Sequential)
     for other in names[names.index(name) + 1 :]:
@@ -93,34 +137,29 @@ def _norm_behind(name: str, module: nn.Module, layers: dict[str, nn.Module]) -> 
         if any(True for _ in layer.parameters()):
             break
         if ordered and other.rpartition(".")[0] == parent and _loses_negatives(layer):
-            raise ValueError(
-                f"{other}, a {type(layer).__name__}, stands between the convolution {name!r} and its "
-                "norm, and would lose all outputs of an adder layer, which are negative: put it behind "
-                f"the norm, or keep the convolution with keep=[{name!r}]"
-            )
-    raise ValueError(
+            raise ValueError(_between(f"{other}, a {type(layer).__name__},", name))
+    raise ValueError(_without_norm(name))
+
+
+def _without_norm(name: str) -> str:
+    return (
         f"no norm follows the convolution {name!r}: its outputs would be large and negative, so "
         f"without a BatchNorm behind it the network cannot train; keep it with keep=[{name!r}]"
     )
 
 
-def _check_calls(module: nn.Module, names: Collection[str]) -> None:
-    """Refuse a function such as `torch.relu` right behind a convolution, where torch.fx can see it."""
-    try:
-        graph = fx.Tracer().trace(module)
-    except Exception:  # whatever the network's own code raises when it meets a proxy
-        return
-    for node in graph.nodes:
-        if node.op != "call_module" or node.target not in names:
-            continue
-        for user in node.users:
-            if user.op in ("call_function", "call_method") and _loses_negatives(partial(_call, user)):
-                raise ValueError(
-                    f"a call of {getattr(user.target, '__name__', user.target)} stands between the "
-                    f"convolution {node.target!r} and its norm, and would lose all outputs of an adder "
-                    "layer, which are negative: put it behind the norm, or keep the convolution with "
-                    f"keep=[{node.target!r}]"
-                )
+def _between(what: str, name: str) -> str:
+    return (
+        f"{what} stands between the convolution {name!r} and its norm, and would lose all outputs of "
+        "an adder layer, which are negative: put it behind the norm, or keep the convolution with "
+        f"keep=[{name!r}]"
+    )
+
+
+def _words_of(node: fx.Node, layer: nn.Module | None) -> str:
+    if layer is not None:
+        return f"{node.target}, a {type(layer).__name__},"
+    return f"a call of {getattr(node.target, '__name__', node.target)}"
 
 
 def _call(node: fx.Node, value: torch.Tensor) -> object:

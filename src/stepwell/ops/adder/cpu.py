@@ -15,6 +15,7 @@ from stepwell.ops.adder.reference import (
     Gradient,
     Maps,
     Pair,
+    input_gradient,
     layer_sizes,
     nhwc,
     out_size,
@@ -85,6 +86,8 @@ class Kernels:
         gradient: Gradient,
     ) -> Maps:  # fmt: skip
         """Gradient of the input, in float32, with channels last; "clipped" or "sign"."""
+        if weight.isnan().any():  # whose product with the zeros around `grad` would not be zero
+            return input_gradient(grad, x, weight, stride, padding, gradient)
         lanes = self.library.adder_lanes()
         # (filters, height, width, channels) -> vectors of channels, (height, width, filters, lanes)
         lying = _filled(weight.float().permute(0, 2, 3, 1), lanes).unflatten(3, (-1, lanes))

@@ -320,8 +320,8 @@ static void input_gradient_row(const Layer *l, int unit, char *scratch) {
                     for (int j = 0; j < l->kernel_w; j++) {
                         const int column = residue + l->padding_w - j;
                         if (column % l->stride_w) continue;
+                        // at least 1 - kernel_w, and to + r is at most out_w + kernel_w: within the margin
                         const int to = column / l->stride_w + first;
-                        if (to + r <= -margin || to >= l->out_w + margin) continue;
                         taps[p.taps++] = (Tap){f + ((size_t)i * l->kernel_w + j) * m * LANES, grads + ((ptrdiff_t)i * wide + margin + to) * m};
                     }
                 }

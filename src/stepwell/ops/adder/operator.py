@@ -74,10 +74,10 @@ def checked_shapes(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Se
             f"filters for {weight.shape[1]} channels, and maps of {x.shape[1]}: adder layers have no "
             "groups"
         )
-    if 0 in (*x.shape[1:], *weight.shape[1:]):
+    if 0 in (*x.shape[1:], *weight.shape):
         raise ValueError(
-            f"maps of {tuple(x.shape[1:])} and filters of {tuple(weight.shape[1:])}, as channels, "
-            "height and width: there is nothing to sum"
+            f"maps of {tuple(x.shape[1:])} (channels, height, width) and filters of "
+            f"{tuple(weight.shape)}: there is nothing to sum"
         )
     if min(out_size(x.shape[2:], weight.shape[2:], stride, padding)) < 1:
         raise ValueError(
@@ -101,7 +101,7 @@ def _backward(
     grad: Tensor, input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int],
     gradient: str, needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The gradients of input and filters; of those that are not needed, a tensor without numbers."""
+    """The gradients of input and filters; an empty tensor for one that is not needed."""
     kernels = _kernels(input, weight)
     options: Any = (stride, padding, gradient)
     of_input = of_weight = None
