@@ -78,6 +78,28 @@ def test_the_loss_is_that_of_the_equations(batch):
         copied._theirs(copied.twin.module, batch.images)[1],
     ]
     assert_close(copied._apart(0, *(v[name] for v in values)), (alone - target).square().mean())
+    # and the sum over all of them
+    apart = 0.0
+    for index, (name, layer) in enumerate(adder_layers(copied.net.module).items()):
+        conv = copied.twin.module.get_submodule(name)
+        exponent = gaussian_exponent(*values[1][name], conv.weight, conv.stride, conv.padding)
+        own = copied.maps[index](kernel_features(layer(values[0][name][0])))
+        apart = apart + (own - kernel_features(exponent)).square().mean()
+    assert_close(step.logs["features"], apart, rtol=1e-3, atol=1e-4)
+
+
+def test_raw_features_are_standardised_outputs(batch):
+    objective = pair(features="raw")
+    step = objective.training_step(batch)
+    ours, theirs = (
+        run(net.module, batch.images)[1]
+        for run, net in ((objective._ours, objective.net), (objective._theirs, objective.twin))
+    )
+    expected = 0.0
+    for name in objective.layers:
+        one, two = ((v[1] - v[1].mean()) / v[1].std(correction=0) for v in (ours[name], theirs[name]))
+        expected = expected + (one - two).square().mean()
+    assert_close(step.logs["features"], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_every_layer_is_taught_and_the_twin_is_not(batch):

@@ -339,7 +339,7 @@ def test_a_compiler_that_writes_no_library_leaves_torch_and_nothing_behind(home,
     compiler.write_text('#!/bin/sh\nfor last; do :; done\necho garbage > "$last"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    with pytest.warns(UserWarning, match="torch.cdist, because .*cannot be loaded") as notes:
+    with pytest.warns(UserWarning, match="in plain torch, because .*cannot be loaded") as notes:
         assert compiled.library() is None
     assert len(notes) == 1
     assert not [*home.iterdir()]
@@ -354,7 +354,7 @@ def test_a_compiler_that_writes_no_library_leaves_torch_and_nothing_behind(home,
 )
 def test_a_compiler_that_fails_leaves_torch_and_one_note(home, monkeypatch, compiler, message):
     monkeypatch.setenv("CC", compiler)
-    with pytest.warns(UserWarning, match=f"torch.cdist, because .*{message}.*name it by CC"):
+    with pytest.warns(UserWarning, match=f"in plain torch, because .*{message}.*name it by CC"):
         assert compiled.library() is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -26,7 +26,7 @@ from torch.nn.functional import mse_loss
 from stepwell.losses import label_cross_entropy, soft_target_kl
 from stepwell.losses.kernels import gaussian_exponent, kernel_features, standardised
 from stepwell.methods.objective import Objective
-from stepwell.nets.adders.layers import AdderConv2d, adder_layers
+from stepwell.nets.adders.layers import AdderConv2d, adder_layers, two
 from stepwell.nets.adders.tracing import LayerValues
 from stepwell.nets.nested.net import NestedNet
 from stepwell.ranges import check_numbers
@@ -129,7 +129,7 @@ def _exponent(layer: nn.Module, values: tuple[Tensor, Tensor]) -> Tensor:
     inputs, outputs = values
     if layer.bias is not None:  # which is no part of the kernel, and lost in the norm
         outputs = outputs - layer.bias[:, None, None]
-    return gaussian_exponent(inputs, outputs, layer.weight, _pair(layer.stride), _pair(layer.padding))
+    return gaussian_exponent(inputs, outputs, layer.weight, two(layer.stride), two(layer.padding))
 
 
 def _check_twin(name: str, layer: AdderConv2d | nn.Conv2d, conv: nn.Module | None) -> None:
@@ -146,8 +146,3 @@ def _identity(channels: int) -> nn.Conv2d:
     assert made.bias is not None
     nn.init.zeros_(made.bias)
     return made
-
-
-def _pair(value: tuple[int, ...] | str) -> tuple[int, int]:
-    assert not isinstance(value, str)
-    return value[0], value[1]

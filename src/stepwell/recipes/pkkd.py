@@ -1,6 +1,7 @@
 """Train an adder network by its convolutional twin, which trains at the same time."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -92,5 +93,5 @@ def pkkd(
             objective, task.train, optim, task.run, phase="train", loop=loop, epochs=training.epochs,
             validate=classification.validator(nested, task), patience=training.patience,
         )  # fmt: skip
-        record = adders.record(objective, task)
-        return classification.finish(task, nested, record={"pkkd": record})
+        measure = partial(adders.measure_twins, objective=objective, task=task)
+        return classification.finish(task, nested, measure=measure)

@@ -1,28 +1,40 @@
-"""The record of a run of PKKD: the twin, and the gradients of the adder network's layers."""
+"""Measure a run of PKKD: the adder network, its twin, and the gradients of the adder layers."""
 
 from copy import deepcopy
 from typing import Any
 
-from stepwell.cost import energy
-from stepwell.measure.depths import accuracy_on, cost_table
+from stepwell.cost import costs_of, energy
+from stepwell.measure.depths import accuracy_on
+from stepwell.measure.inputs import blank_inputs
 from stepwell.methods.pkkd import ProgressiveKernelKD
+from stepwell.nets import NestedNet
 from stepwell.nets.adders.layers import adder_layers
-from stepwell.tasks.measuring import settle
+from stepwell.tasks.measuring import Measured, measured, settle
 from stepwell.tasks.task import Task
 
 
-def record(objective: ProgressiveKernelKD, task: Task[Any]) -> dict[str, Any]:
-    """The trained twin's accuracy and costs, and the gradients of the adder network's layers."""
+def measure_twins(
+    net: NestedNet, test: Any, objective: ProgressiveKernelKD, task: Task[Any]
+) -> Measured:
+    """Measure the trained adder network, and beside it the twin; both are timed in turns.
+
+    Under "pkkd" the results have the "gradients" of the adder layers, and the "twin": its accuracy on
+    the test part, and costs as of `cost_of` with additions, multiplications and energy.
+    """
     gradients = filter_gradients(objective, next(iter(task.train)))
-    twin = deepcopy(objective.twin).eval().to(task.device)
+    twin = deepcopy(objective.twin).eval()
     twin.mark("trained")
     settle(twin, task.train)
-    accuracy, _ = accuracy_on(twin, task.test, "test")
-    size = task.train.images.size
-    costs = cost_table(twin.cpu(), size)[twin.full]
-    macs = costs["macs"]
+    accuracy, _ = accuracy_on(twin, test, "test")
+    seen = measured(net, test)
+    both = {"net": net.subnet(net.full), "twin": twin.cpu().subnet(twin.full)}
+    costs = costs_of(both, blank_inputs(net, net.card, net.card.size, 1))
+    macs = costs["twin"]["macs"]
     operations = {"additions": macs, "multiplications": macs, "model_uj": energy(macs, macs)}
-    return {"gradients": gradients, "twin": {"accuracy": accuracy[twin.full], **costs, **operations}}
+    own = {"accuracy": accuracy[twin.full], **costs["twin"], **operations}
+    rows = {**seen.costs, net.full: {**seen.costs[net.full], **costs["net"]}}
+    results = seen.results | {"costs": rows, "pkkd": {"gradients": gradients, "twin": own}}
+    return seen._replace(results=results, costs=rows)
 
 
 def filter_gradients(objective: ProgressiveKernelKD, batch: Any) -> dict[str, float]:

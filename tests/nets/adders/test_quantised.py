@@ -1,5 +1,7 @@
 """Adder layers of bytes: exact where numbers are, and near the trained layer elsewhere."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -70,10 +72,31 @@ def test_a_network_of_bytes_answers_nearly_as_the_trained_one():
         quantise(module, [], (8,))
 
 
-def test_a_sample_of_the_inputs_sees_every_column(monkeypatch):
-    monkeypatch.setattr(quantised, "SAMPLED", 150)  # every second number
-    x = torch.zeros(1, 7, 6, 8)
-    x[..., 1::2] = 5.0
+@pytest.mark.parametrize("width", [7, 8, 14])
+@pytest.mark.parametrize("column", range(3))
+def test_a_sample_of_the_inputs_sees_every_column(monkeypatch, width, column):
+    monkeypatch.setattr(quantised, "SAMPLED", 300)
+    x = torch.zeros(4, 7, 7, width)
+    x[..., column] = 5.0
     observed = quantised._Observed(layer_of())
     observed(x)
     assert observed.range() == (0.0, 5.0)
+
+
+def test_a_layer_of_two_names_has_bytes_under_both():
+    layer = layer_of(5, 5)
+    net = nn.Sequential(OrderedDict(one=layer, other=nn.Identity(), again=layer))
+    made = quantise(net, [torch.randn(2, 5, 9, 9)], (8,))[8]
+    assert isinstance(made.one, ByteAdderConv2d)
+    assert made.again is made.one
+    assert net.again is layer
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite_have_no_bytes(value):
+    layer, x = layer_of(), torch.randn(1, 7, 5, 5)
+    x[0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match="the inputs of an adder layer are not finite"):
+        ByteAdderConv2d(layer, 0.0, 1.0)(x)
+    with pytest.raises(ValueError, match="the inputs of an adder layer are not finite"):
+        quantise(nn.Sequential(layer), [x], (8,))

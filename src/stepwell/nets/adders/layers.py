@@ -32,7 +32,7 @@ class AdderConv2d(nn.Module):
         if conv.padding_mode != "zeros":
             raise ValueError(f"a convolution of padding mode {conv.padding_mode!r} has no adder layer")
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        self.kernel_size, self.stride = conv.kernel_size, _two(conv.stride)
+        self.kernel_size, self.stride = conv.kernel_size, two(conv.stride)
         self.padding = _padding(conv)
         self.gradient: Gradient = gradient
         self.weight = nn.Parameter(torch.empty_like(conv.weight))
@@ -54,13 +54,15 @@ class AdderConv2d(nn.Module):
         return f"{sizes}, stride={self.stride}, padding={self.padding}"
 
 
-def _two(numbers: tuple[int, ...]) -> tuple[int, int]:
+def two(numbers: tuple[int, ...] | str) -> tuple[int, int]:
+    """A stride or padding of two numbers, as torch's layers hold it."""
+    assert not isinstance(numbers, str)
     return numbers[0], numbers[1]
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, int]:
     if not isinstance(conv.padding, str):
-        return _two(conv.padding)
+        return two(conv.padding)
     high, wide = conv.kernel_size
     if conv.padding == "valid":
         return 0, 0

@@ -35,9 +35,13 @@ class _Observed(nn.Module):
         self.ranges: list[Tensor] = []
 
     def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
-        some = x.float().flatten()
-        some = some[:: len(some) // SAMPLED | 1]  # odd: an even step could keep to some columns
-        self.ranges.append(some.quantile(some.new_tensor([1 - WITHIN, WITHIN])))
+        _check_finite(x)
+        values = x.float().flatten()
+        if len(values) > SAMPLED:  # drawn: an even step could keep to some columns
+            order = torch.Generator().manual_seed(len(self.ranges))
+            drawn = torch.randint(len(values), (SAMPLED,), generator=order)
+            values = values[drawn.to(values.device)]
+        self.ranges.append(values.quantile(values.new_tensor([1 - WITHIN, WITHIN])))
         y: Tensor = self.layer(x)
         return y
 
@@ -49,6 +53,8 @@ class _Observed(nn.Module):
 
 class ByteAdderConv2d(nn.Module):
     """An adder layer whose inputs and filters are whole numbers of `bits` bits.
+
+    Inputs beyond the range get its ends. ValueError for inputs that are not finite.
 
     Args:
         layer: the trained layer.
@@ -81,10 +87,16 @@ class ByteAdderConv2d(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
         """Maps to maps as the trained layer gives them, up to rounding."""
+        _check_finite(x)
         sums = sum_of_absolute_differences(
             self.quantised(x.float()), self.weight, self.stride, self.padding, zero=self.zero
         )
         return self.bias[:, None, None] - self.scale * sums
+
+
+def _check_finite(x: Tensor) -> None:
+    if not x.isfinite().all():
+        raise ValueError("the inputs of an adder layer are not finite: bytes cannot hold them")
 
 
 @torch.no_grad()
@@ -99,15 +111,18 @@ def quantise(
         batches: inputs that set the ranges, such as some hundred training images.
 
     Raises:
-        ValueError: the network has no adder layer; there is no batch; a number of bits is not 2 to 8.
+        ValueError: the network has no adder layer; there is no batch, or one with numbers that are not
+            finite; a number of bits is not 2 to 8.
     """
     observed = deepcopy(module).eval()
     layers = adder_layers(observed)
     if not layers:
         raise ValueError("the network has no adder layer: bits are for adder networks")
+    names = {layer: name for name, layer in layers.items()}  # the first of several
+    everyone = [(n, names[m]) for n, m in observed.named_modules(remove_duplicate=False) if m in names]
     watched = {name: _Observed(layer) for name, layer in layers.items()}
-    for name, layer in watched.items():
-        observed.set_submodule(name, layer)
+    for other, name in everyone:
+        observed.set_submodule(other, watched[name])
     for batch in batches:
         observed(batch)
     if not all(layer.ranges for layer in watched.values()):
@@ -115,6 +130,7 @@ def quantise(
     made = {}
     for count in bits:
         made[count] = deepcopy(module).eval()
-        for name, layer in watched.items():
-            made[count].set_submodule(name, ByteAdderConv2d(layer.layer, *layer.range(), count))
+        bytes_of = {n: ByteAdderConv2d(w.layer, *w.range(), count) for n, w in watched.items()}
+        for other, name in everyone:
+            made[count].set_submodule(other, bytes_of[name])
     return made

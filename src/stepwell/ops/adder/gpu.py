@@ -1,5 +1,6 @@
 """The Triton kernels on tensors: maps and filters with channels last in memory."""
 
+import contextlib
 import importlib.util
 import warnings
 from functools import cache
@@ -77,8 +78,12 @@ class Kernels:
 
         across = max(LEAST, min(BLOCK, 1 << (columns - 1).bit_length()))
         grid = -(-rows // BLOCK), -(-columns // across)
+        # Triton starts kernels on the present device, whatever the tensors' is
+        device = next(one.device for one in arguments if isinstance(one, torch.Tensor))
+        here = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
         try:
-            getattr(triton_kernels, name)[grid](*arguments, BLOCK, across)
+            with here:
+                getattr(triton_kernels, name)[grid](*arguments, BLOCK, across)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # Triton and the compilers below it raise many kinds

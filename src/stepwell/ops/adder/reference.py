@@ -85,9 +85,9 @@ def forward(x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
 
 def by_taps(x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
     """The same by plain operators, a position of the window at a time, for graphs of other tools."""
-    (high, wide), (down, across) = padding, stride
+    (top, side), (down, across) = padding, stride
     height, width = out_size(x.shape[2:], weight.shape[2:], stride, padding)
-    padded, total = pad(x, (wide, wide, high, high)), None
+    padded, total = pad(x, (side, side, top, top)), None
     for i in range(weight.shape[2]):
         for j in range(weight.shape[3]):
             rows, columns = slice(i, i + down * height, down), slice(j, j + across * width, across)
