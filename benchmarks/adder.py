@@ -10,15 +10,20 @@ import ctypes
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, unfold
 
 from benchmarks.timing import ratio, side_by_side
 from stepwell.cost import peak_bytes
+from stepwell.export import export_onnx
 from stepwell.nets import build
 from stepwell.ops.adder import adder_conv2d, compiled, cpu, reference, sum_of_absolute_differences
 
@@ -37,6 +42,7 @@ def measure() -> dict[str, Any]:
     record["threads"] = {str(n): _kernels(n) for n in dict.fromkeys((1, torch.get_num_threads()))}
     record["memory"] = _memory()
     record["step"] = _steps()
+    record["onnx"] = _graphs()
     return record
 
 
@@ -104,7 +110,6 @@ def _kernels(threads: int) -> dict[str, Any]:
 
 def _int8_convolution(x: Tensor, weight: Tensor, threads: int) -> Callable[[], object]:
     """The same convolution in integers of eight bits, by onnxruntime."""
-    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     constants = {"step": 0.02, "large": 2.0}
@@ -154,6 +159,39 @@ def _steps() -> dict[str, Any]:
         calls[name] = partial(_step, net, x, labels)
     times = side_by_side(calls, rounds=ROUNDS, clock=time.process_time)
     return {"adder/convolutions": ratio(times, "adder", "convolutions")}
+
+
+def _graphs() -> dict[str, Any]:
+    """An exported adder ResNet-20 in onnxruntime over the network itself, on one thread."""
+    torch.set_num_threads(1)
+    net = build("resnet20", num_classes=10, adder=True).eval()
+    net.mark("trained")
+    net.card = replace(net.card, size=2 * PIXELS)
+    x = torch.randn(8, 3, 2 * PIXELS, 2 * PIXELS)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "net.onnx"
+        export_onnx(net, net.full, file, x)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        graph = onnxruntime.InferenceSession(str(file), options)
+    (name,) = (given.name for given in graph.get_inputs())
+    own = net.subnet(net.full).to(memory_format=torch.channels_last)
+    found = {}
+    for count in (1, 8):
+        images = x[:count]
+        calls = {
+            "onnxruntime": partial(graph.run, None, {name: images.numpy()}),
+            "net": partial(_answer, own, images.to(memory_format=torch.channels_last)),
+        }
+        times = side_by_side(calls, rounds=ROUNDS, clock=time.process_time)
+        found[f"onnxruntime/net, {count} at a time"] = ratio(times, "onnxruntime", "net")
+    return found
+
+
+@torch.inference_mode()
+def _answer(net: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = net(x)
+    return logits
 
 
 def _step(net: nn.Module, x: Tensor, labels: Tensor) -> None:

@@ -18,7 +18,7 @@ from stepwell.files import write_whole
 SOURCE = Path(__file__).parent / "kernel.c"
 FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 #: Seconds that a compiler may take.
-PATIENCE = 120
+COMPILE_TIMEOUT = 120
 
 
 class CompileError(Exception):
@@ -30,13 +30,13 @@ class UnloadableError(OSError):
 
 
 @functools.cache
-def library(more: Sequence[str] = ()) -> ctypes.CDLL | None:
-    """The kernels, compiled with `more` flags; None with one warning where that is impossible."""
+def library(extra_flags: Sequence[str] = ()) -> ctypes.CDLL | None:
+    """The kernels, compiled with `extra_flags`; None with one warning where that is impossible."""
     try:
         try:
-            return _load(_file(more))
+            return _load(_file(extra_flags))
         except UnloadableError:  # its file is removed
-            return _load(_file(more))
+            return _load(_file(extra_flags))
     except (CompileError, OSError) as error:
         warnings.warn(
             f"adder layers run 20 to 40 times slower, in plain torch, because their kernel is not "
@@ -78,14 +78,14 @@ def cache_folder() -> Path:
     return Path(base) / "stepwell" / "kernels"
 
 
-def _file(more: Sequence[str]) -> Path:
-    """A sound library of this source for this processor.
+def _file(extra_flags: Sequence[str]) -> Path:
+    """An undamaged library of this source for this processor, compiled if there is none.
 
     The name holds a hash of what it was made from and of its own bytes. So a damaged file is not
     loaded, and processes that compile at once do not disturb each other. Another compiler, or another
-    version of it, makes a file of its own; without a compiler, a file of any will do.
+    version of it, makes a file of its own; without a compiler, the file of any compiler is taken.
     """
-    made_from = "\n".join([SOURCE.read_text(), *FLAGS, *more, processor()])
+    made_from = "\n".join([SOURCE.read_text(), *FLAGS, *extra_flags, processor()])
     key, version = hash_of(made_from), compiler_version()
     any_compiler, key = key, f"{key}-{hash_of(version)}"
     folder = cache_folder()
@@ -93,7 +93,7 @@ def _file(more: Sequence[str]) -> Path:
         for file in sorted(folder.glob(f"adder-{key if version else any_compiler}-*.so")):
             if file.is_file() and file.name == _name(file.name.rpartition("-")[0], file.read_bytes()):
                 return file
-    binary = compile_source(more)
+    binary = compile_source(extra_flags)
     file = folder / _name(f"adder-{key}", binary)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,17 +139,17 @@ def _own_folder() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="stepwell-")
 
 
-def compile_source(more: Sequence[str] = ()) -> bytes:
+def compile_source(extra_flags: Sequence[str] = ()) -> bytes:
     """The bytes of the library; CompileError says why there is none."""
     compiler = compiler_command()
     if not compiler:
         raise CompileError("there is no C compiler")
     with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
         out = Path(folder) / "adder.so"
-        command = [*_words(compiler), *FLAGS, *more, str(SOURCE), "-o", str(out)]
+        command = [*_words(compiler), *FLAGS, *extra_flags, str(SOURCE), "-o", str(out)]
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=PATIENCE, check=False
+                command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise CompileError(f"{compiler}: {error}") from error
@@ -178,7 +178,7 @@ def compiler_version() -> str:
         return ""
     try:
         done = subprocess.run(
-            [*_words(compiler), "--version"], capture_output=True, text=True, timeout=PATIENCE,
+            [*_words(compiler), "--version"], capture_output=True, text=True, timeout=COMPILE_TIMEOUT,
             check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):

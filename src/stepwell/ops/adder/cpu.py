@@ -71,13 +71,13 @@ class Kernels:
         """Minus the L1 distance of each patch and each filter, in float32, with channels last."""
         lanes = self.library.adder_lanes()
         # (height, width, channels, filters) -> vectors of filters, (height, width, channels, lanes)
-        lying = _filled(weight.float().permute(2, 3, 1, 0), lanes).unflatten(3, (-1, lanes))
-        lying = lying.permute(3, 0, 1, 2, 4).contiguous()
+        packed = _filled(weight.float().permute(2, 3, 1, 0), lanes).unflatten(3, (-1, lanes))
+        packed = packed.permute(3, 0, 1, 2, 4).contiguous()
         size = out_size(x.shape[2:], weight.shape[2:], stride, padding)
         out = x.new_empty((len(x), *size, len(weight)), dtype=torch.float32)
         _call(
             "forward", self.library, x.shape, weight.shape, stride, padding, out, x=nhwc(x.float()),
-            weight=lying,
+            weight=packed,
         )  # fmt: skip
         return out.permute(0, 3, 1, 2)
 
@@ -90,14 +90,14 @@ class Kernels:
             return input_gradient(grad, x, weight, stride, padding, gradient)
         lanes = self.library.adder_lanes()
         # (filters, height, width, channels) -> vectors of channels, (height, width, filters, lanes)
-        lying = _filled(weight.float().permute(0, 2, 3, 1), lanes).unflatten(3, (-1, lanes))
-        lying = lying.permute(3, 1, 2, 0, 4).contiguous()
+        packed = _filled(weight.float().permute(0, 2, 3, 1), lanes).unflatten(3, (-1, lanes))
+        packed = packed.permute(3, 1, 2, 0, 4).contiguous()
         out = torch.zeros_like(
             x.permute(0, 2, 3, 1), dtype=torch.float32, memory_format=torch.contiguous_format
         )
         _call(
             "input_gradient", self.library, x.shape, weight.shape, stride, padding, out,
-            x=nhwc(x.float()), weight=lying, grad=nhwc(grad.float()), op=int(gradient == "sign"),
+            x=nhwc(x.float()), weight=packed, grad=nhwc(grad.float()), op=int(gradient == "sign"),
         )  # fmt: skip
         return out.permute(0, 3, 1, 2)
 
@@ -106,22 +106,22 @@ class Kernels:
     ) -> Filters:
         """The true gradient of the filters, in float32."""
         lanes = self.library.adder_lanes()
-        lying = _filled(weight.float().permute(0, 2, 3, 1), lanes).contiguous()
-        out = torch.zeros_like(lying)
+        packed = _filled(weight.float().permute(0, 2, 3, 1), lanes).contiguous()
+        out = torch.zeros_like(packed)
         _call(
             "weight_gradient", self.library, x.shape, weight.shape, stride, padding, out,
-            x=nhwc(x.float()), weight=lying, grad=nhwc(grad.float()), op=1,
+            x=nhwc(x.float()), weight=packed, grad=nhwc(grad.float()), op=1,
         )  # fmt: skip
         return out[..., : weight.shape[1]].permute(0, 3, 1, 2)
 
     def sad(self, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, zero: int) -> Tensor:
         """Sums of absolute differences of uint8 maps and filters, in int32, with channels last."""
-        lying = _filled(weight.permute(0, 2, 3, 1).flatten(1), 64)
-        lying = pad(lying, (0, 0, 0, -len(lying) % 4)).contiguous()
+        packed = _filled(weight.permute(0, 2, 3, 1).flatten(1), 64)
+        packed = pad(packed, (0, 0, 0, -len(packed) % 4)).contiguous()
         size = out_size(x.shape[2:], weight.shape[2:], stride, padding)
         out = x.new_empty((len(x), *size, len(weight)), dtype=torch.int32)
         _call(
-            "sad", self.library, x.shape, weight.shape, stride, padding, out, x=nhwc(x), weight=lying,
+            "sad", self.library, x.shape, weight.shape, stride, padding, out, x=nhwc(x), weight=packed,
             zero=zero,
         )  # fmt: skip
         return out.permute(0, 3, 1, 2)

@@ -46,10 +46,10 @@ class Kernels:
         out = x.new_empty((len(x), *size, len(weight)), dtype=torch.float32)
         if not out.numel():
             return out.permute(0, 3, 1, 2)
-        lying = weight.float().permute(2, 3, 1, 0).contiguous()  # (height, width, channels, filters)
+        packed = weight.float().permute(2, 3, 1, 0).contiguous()  # (height, width, channels, filters)
         sizes = layer_sizes(x.shape, weight.shape, stride, padding)
         positions = out[..., 0].numel()
-        if not self._run("forward", positions, len(weight), (nhwc(x.float()), lying, out, *sizes)):
+        if not self._run("forward", positions, len(weight), (nhwc(x.float()), packed, out, *sizes)):
             return reference.forward(x, weight, stride, padding)
         return out.permute(0, 3, 1, 2)
 
@@ -62,9 +62,9 @@ class Kernels:
         )
         if not out.numel() or not grad.numel():
             return out.permute(0, 3, 1, 2)
-        lying = weight.float().permute(0, 2, 3, 1).contiguous()  # (filters, height, width, channels)
+        packed = weight.float().permute(0, 2, 3, 1).contiguous()  # (filters, height, width, channels)
         sizes = layer_sizes(x.shape, weight.shape, stride, padding)
-        tensors = nhwc(grad.float()), nhwc(x.float()), lying, out
+        tensors = nhwc(grad.float()), nhwc(x.float()), packed, out
         kind = self.GRADIENTS[gradient]
         if not self._run("input_gradient", out[..., 0].numel(), x.shape[1], (*tensors, *sizes, kind)):
             return reference.input_gradient(grad, x, weight, stride, padding, gradient)
