@@ -88,6 +88,11 @@ def test_the_loss_is_that_of_the_equations(batch):
     assert_close(step.logs["features"], apart, rtol=1e-3, atol=1e-4)
 
 
+def test_unknown_features_are_refused():
+    with pytest.raises((ValueError, TypeError), match="no features 'Mapped'; there are map|Type-check"):
+        pair(features="Mapped")
+
+
 def test_raw_features_are_standardised_outputs(batch):
     objective = pair(features="raw")
     step = objective.training_step(batch)

@@ -254,6 +254,7 @@ def test_bytes_without_a_kernel(monkeypatch):
         ((1, 6, 5, 5), {}, "filters for 3 channels, and maps of 6: adder layers have no groups"),
         ((1, 3, 2, 5), {}, "maps of 2×5 with padding \\(0, 0\\) are smaller than filters of 3×3"),
         ((1, 3, 5, 5), {"stride": 0}, "stride is a whole number of 1 or more, or two of them, not 0"),
+        ((1, 3, 5, 5), {"padding": 2**31 - 1}, "padding 2147483647: at most 32,768"),
         ((1, 3, 5, 5), {"padding": (1, -1)}, "padding is a whole number of 0 or more.*not \\(1, -1\\)"),
         (
             (1, 3, 0, 5),
@@ -267,6 +268,15 @@ def test_layers_without_a_kernel_are_refused(shape, options, message):
         adder_conv2d(torch.randn(shape), torch.randn(4, 3, 3, 3), **options)
     with pytest.raises(ValueError, match="filters of .0, 3, 3, 3.: there is nothing to sum"):
         adder_conv2d(torch.randn(1, 3, 5, 5), torch.randn(0, 3, 3, 3))
+
+
+def test_the_operator_by_its_own_name_checks_shapes_too():
+    forward, backward = torch.ops.stepwell.adder_conv2d, torch.ops.stepwell.adder_conv2d_backward
+    x, weight, options = torch.randn(1, 8, 5, 5), torch.randn(4, 4, 3, 3), ([1, 1], [0, 0], "clipped")
+    with pytest.raises(ValueError, match="filters for 4 channels, and maps of 8"):
+        forward(x, weight, *options)
+    with pytest.raises(ValueError, match="a gradient of .1, 4, 5, 5. is not that of these maps"):
+        backward(torch.randn(1, 4, 5, 5), x[:, :4], weight, *options, [True, True])
 
 
 def test_other_numbers_than_floating_point_ones_are_refused():

@@ -86,7 +86,11 @@ def test_every_command_takes_an_adder_network(trained, data, tmp_path, capsys):
     assert (tmp_path / "graphs" / "8.onnx").exists()  # equal to the network, or it is not written
     cli.main(["report", str(out)])
     page = (out / "report.html").read_text()
-    assert all(words in page for words in ("convolutional twin", "by a model", "layer3.0.conv2"))
+    words = "convolutional twin", "by a model", "layer3.0.conv2", "best for the adder network"
+    assert all(word in page for word in words)
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(out), "--int8", "--out", str(tmp_path / "int8")])
+    assert "--int8 is for convolutions: `stepwell eval --bits 8`" in capsys.readouterr().err
 
 
 ALONE = """

@@ -282,10 +282,15 @@ def export(
 ) -> dict[str, Any]:  # fmt: skip
     """Write depths as files for other programs, each checked on images. Flags as for `export`."""
     from stepwell.export import Int8, export_folder
+    from stepwell.nets.adders.layers import adder_layers
     from stepwell.nets.decisions.deciding import deciding_parts
 
     net = network.net
     net.require_ready(*(net.depths if depth is None else [depth]))
+    if int8 and adder_layers(net.module):
+        raise ValueError(
+            "--int8 is for convolutions: `stepwell eval --bits 8` measures adder layers of few bits"
+        )
     whole = exported_cascade(net, format, depth, int8) if cascade else None
     sample, parts = sample_of(network, data, calibrated=int8)
     quantised = Int8(parts.train, parts.test) if int8 else None

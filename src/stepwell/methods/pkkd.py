@@ -17,7 +17,7 @@ Both networks take their step at once, so the adder network learns from the twin
 reviews let the twin step first.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,8 @@ class ProgressiveKernelKD(Objective):
             first.
 
     Raises:
-        ValueError: a value is out of range; `net` has no adder layer, or sub-nets; the twin has no
-            convolution for a layer, or one of another shape.
+        ValueError: a value is out of range; no such features; `net` has no adder layer, or sub-nets;
+            the twin has no convolution for a layer, or one of another shape.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class ProgressiveKernelKD(Objective):
     ) -> None:  # fmt: skip
         super().__init__()
         check_numbers(locals(), flags=False)
+        if features not in get_args(Features):
+            raise ValueError(f"no features {features!r}; there are {', '.join(get_args(Features))}")
         layers = _convolutions(net.module) if convolutional else adder_layers(net.module)
         if not layers and convolutional:
             raise ValueError("the network has no convolution behind the first: none would be taught")

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from stepwell.nets.adders.converting import to_adder
+from stepwell.nets.adders.converting import NoAdderFormError, to_adder
 from stepwell.nets.families import cnc, convnext, densenet, mobilenet, msdnet, resnet, vgg, vit
 from stepwell.nets.families.builder import Builder, Stem
 from stepwell.nets.families.encoders import encoder_builder, is_encoder
@@ -142,6 +142,8 @@ def build(
         if adder is not False:
             module = to_adder(module, **({} if adder is True else adder))
             changes["adder"] = adder if adder is True else dict(adder)
+    except NoAdderFormError as error:
+        raise ValueError(f"{name} has no adder form: {error.reason}") from error
     except TypeError as error:
         if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
             raise ValueError(f"{name} has no option {unknown[1]!r}") from error
@@ -155,7 +157,7 @@ def build(
         module = with_adaptions(module, adaptions)
         changes["adaptions"] = adaptions
     if adder is not False and multipliers is not None:
-        raise ValueError(f"{name}: adder layers have one width: leave out adder or multipliers")
+        raise ValueError(f"{name}: networks of several widths have no adder form")
     if multipliers is not None:
         if depths:
             raise ValueError(f"{name}: a network of several widths has one depth: leave depths out")
@@ -262,7 +264,7 @@ def builder_of(name: str) -> Builder:
         return recurrent_builder(name)
     if is_glance(name):
         return glance_builder(name, builder_of)
-    if name not in BUILDERS and Path(name).is_dir():
+    if name not in BUILDERS and name and Path(name).is_dir():
         raise ValueError(f"no network {name!r}: a folder is a text encoder, and --data holds no texts")
     if name not in BUILDERS:
         raise ValueError(

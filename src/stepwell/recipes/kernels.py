@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, checked, flag
 from stepwell.methods.kernels import ConditionalKernels
+from stepwell.nets.build import refuse_adders
 from stepwell.nets.decisions.kernels import Routing
 from stepwell.recipes import flags
 from stepwell.recipes.mixtures import train_mixture
@@ -55,6 +56,7 @@ def kernels(
     init = flags.file_of(init)
     training = classification.settled(training)
     arguments = checked(locals())
+    refuse_adders(net, "networks that mix kernels")
     if not net.startswith("resnet"):
         raise ValueError(f"--net {net}: kernels are mixed in residual blocks: name a ResNet (resnet20)")
     assert training.epochs is not None

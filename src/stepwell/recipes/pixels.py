@@ -16,6 +16,7 @@ from stepwell.measure.skipping import (
     skipping_macs,
 )
 from stepwell.methods.pixels import Pixels
+from stepwell.nets.build import refuse_adders
 from stepwell.nets.files.nested import save
 from stepwell.nets.nested.net import NestedNet
 from stepwell.recipes import flags
@@ -77,6 +78,7 @@ def pixels(
     init = flags.file_of(init)
     training = classification.settled(training)
     arguments = checked(locals())
+    refuse_adders(net, "networks with masks")
     if not net.startswith("resnet"):
         raise ValueError(f"--net {net}: masks are for residual blocks, so name a ResNet (resnet20)")
     torch.manual_seed(training.seed)

@@ -11,6 +11,7 @@ from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.measure.data_parts import in_random_order
 from stepwell.measure.skipping import keep_budgets, measure_skipping, settle_open_rate
 from stepwell.methods.skipping import Skipping
+from stepwell.nets.build import refuse_adders
 from stepwell.nets.files.nested import save
 from stepwell.nets.nested.net import NestedNet
 from stepwell.recipes import flags
@@ -83,6 +84,7 @@ def skipping(
     arguments = checked(locals())
     if gates.method == "skipnet" and gates.target != Gates().target:
         raise ValueError("--target is for --method aig: SkipNet's reward decides how many blocks run")
+    refuse_adders(net, "networks with gates")
     if not net.startswith("resnet"):
         raise ValueError(f"--net {net}: gates are for residual blocks, so name a ResNet (resnet20)")
     torch.manual_seed(training.seed)

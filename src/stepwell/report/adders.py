@@ -16,6 +16,11 @@ NOTE = (
     "float32, Horowitz 2014), without memory. It is no measurement; the milliseconds are."
 )
 
+BEST = (
+    "Both networks have the weights of the epoch that was best for the adder network on validation "
+    "images, so the twin's accuracy may be below that of its own best epoch."
+)
+
 
 def adder_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
     """Show accuracy, operations, energy and time of both networks, and gradients by layer."""
@@ -34,11 +39,12 @@ def adder_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> s
         [name, "" if (size := number(value)) is None else f"{size:.2e}"]
         for name, value in gradients.items()
     ]
+    both = NOTE if not run.arguments.get("val_fraction") else f"{NOTE} {BEST}"
     note = "Root mean square on one batch after the training, before the local rate makes all equal."
     return "\n".join(
         [
             "<h3>Additions in place of multiplications</h3>",
-            table(("", *(MEASURES[key].title for key in NUMBERS)), rows, NOTE),
+            table(("", *(MEASURES[key].title for key in NUMBERS)), rows, both),
             "<h3>Gradients of the adder layers</h3>",
             table(("layer", "filter gradient"), layers, note),
         ]

@@ -65,6 +65,22 @@ def test_joint_gradients_equal_the_naive_sum(net):
         assert_close(one.grad / scale, two.grad / scale, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_a_norm_of_another_library_may_have_parts():
+    net = stepwell.build("adder/timm/darknet53", num_classes=3)
+    assert len(adder_layers(net.module)) == 51
+    double = stepwell.to_adder(Own(nn.Conv2d(8, 8, 1)).double())
+    assert double(torch.randn(2, 3, 5, 5, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_a_network_converted_after_it_was_built_is_not_written(tmp_path):
+    net = stepwell.build("resnet8", num_classes=3)
+    stepwell.to_adder(net.module, normed_logits=False)
+    net.mark("trained")
+    with pytest.raises(ValueError, match="were converted after it was built.*adder=True"):
+        stepwell.save(net, tmp_path / "net.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
 def test_depths_get_statistics_from_data(net):
     net = deepcopy(net)
     net.mark("trained")
@@ -144,7 +160,7 @@ def test_other_networks_without_an_adder_form():
     with pytest.raises(ValueError, match="no norm follows the convolution 'body.0': .* cannot train"):
         stepwell.to_adder(Own(nn.Conv2d(8, 8, 3), norm=False))
     early = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.BatchNorm2d(8))
-    with pytest.raises(ValueError, match="body.0.1, a ReLU, stands between the convolution 'body.0.0'"):
+    with pytest.raises(ValueError, match="body.0.1, a ReLU, stands behind the convolution 'body.0.0'"):
         stepwell.to_adder(Own(early))
     for call in (torch.relu, nn.functional.relu6, lambda x: x.relu_()):
 
@@ -152,7 +168,9 @@ def test_other_networks_without_an_adder_form():
             def forward(self, x):
                 return self.norm(call(self.body(self.first(x))))  # noqa: B023
 
-        with pytest.raises(ValueError, match="a call of relu.* between the convolution 'body.0' and"):
+        with pytest.raises(
+            ValueError, match="a call of relu.* behind the convolution 'body.0', before"
+        ):
             stepwell.to_adder(Functional(nn.Conv2d(8, 8, 1)))
 
     class Unordered(Own):
@@ -185,6 +203,23 @@ def test_other_networks_without_an_adder_form():
             return self.fc(self.norm(torch.cat([y, y[:, :0]], 1)).mean((2, 3)))
 
     assert [*adder_layers(stepwell.to_adder(Reordered()))] == ["conv"]
+
+    class Pooled(Own):
+        def forward(self, x):
+            x = nn.functional.max_pool2d(self.body(self.first(x)), 2)
+            return self.fc(self.norm(torch.relu(x)).mean((2, 3)))
+
+    with pytest.raises(ValueError, match="a call of relu stands behind the convolution 'body.0'"):
+        stepwell.to_adder(Pooled(nn.Conv2d(8, 8, 1)))
+
+    class Scaled(nn.Conv2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    with pytest.raises(ValueError, match="body.0: a Scaled is no plain nn.Conv2d"):
+        stepwell.to_adder(Own(Scaled(8, 8, 1)))
+    with pytest.raises(ValueError, match="this network is nested already: build it with adder=True"):
+        stepwell.to_adder(stepwell.build("resnet8"))
     early[1] = nn.LeakyReLU()  # which loses nothing
     assert [*adder_layers(stepwell.to_adder(Own(early)))] == ["body.0.0"]
     with pytest.raises(ValueError, match="keep 'fc': no convolution has this name"):
@@ -196,10 +231,15 @@ def test_other_networks_without_an_adder_form():
         (
             "adder/resnet8",
             {"multipliers": (0.5, 1)},
-            "resnet8: adder layers have one width: leave out adder",
+            "resnet8: networks of several widths have no adder form",
         ),
         ("resnet8", {"adder": {"other": 1}}, "resnet8 has no option 'other'"),
-        ("mobilenet_v2", {}, "features.1.conv.0.0: a convolution of 32 groups has no adder layer"),
+        ("mobilenet_v2", {}, "mobilenet_v2 has no adder form: .*of 32 groups has no adder layer$"),
+        (
+            "resnet8",
+            {"adder": {"gradient": "clip"}},
+            "no gradient 'clip'; there are clipped, difference",
+        ),
         ("vit6", {}, "VisionTransformer has no convolution to convert"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -70,6 +70,8 @@ def test_a_network_of_bytes_answers_nearly_as_the_trained_one():
         quantise(stepwell.build("resnet8").module, images, (8,))
     with pytest.raises(ValueError, match="ranges of adder layers need at least one batch"):
         quantise(module, [], (8,))
+    with pytest.raises(ValueError, match="a batch without an input sets no range"):
+        quantise(module, [torch.zeros(0, 3, 16, 16)], (8,))
 
 
 @pytest.mark.parametrize("width", [7, 8, 14])
@@ -90,6 +92,15 @@ def test_a_layer_of_two_names_has_bytes_under_both():
     assert isinstance(made.one, ByteAdderConv2d)
     assert made.again is made.one
     assert net.again is layer
+
+
+def test_a_state_dict_of_bytes_has_their_scale():
+    net, x = nn.Sequential(layer_of()), torch.randn(2, 7, 9, 9)
+    one, other = (quantise(net, [spread * x], (8,))[8] for spread in (1, 20))
+    assert not torch.equal(one(x), other(x))
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one(x), other(x))
+    assert one.half()(x.half()).dtype == torch.float16
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -8,8 +8,17 @@ from torch import fx, nn
 
 from stepwell.nets.adders.layers import AdderConv2d, NormedLinear
 from stepwell.nets.decisions.deciding import deciding_parts
+from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.plan import is_norm
 from stepwell.ops.adder import Gradient
+
+
+class NoAdderFormError(ValueError):
+    """A convolution that has no adder form; `reason` says why, without the remedy."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}: {remedy}")
+        self.reason = reason
 
 
 def to_adder(
@@ -35,11 +44,18 @@ def to_adder(
         `module` itself; nest it with `stepwell.nest`.
 
     Raises:
-        ValueError: there is no convolution to convert; one has groups, dilation or a padding that
-            adder layers do not have; its outputs meet another layer, a sum or the
-            end of the network before a norm; the network decides by example; `keep`
-            names no convolution. The module is unchanged.
+        ValueError: there is no convolution to convert; one has groups, dilation or a padding that adder
+            layers do not have, or is of a class derived from nn.Conv2d; its outputs meet another layer,
+            a sum or the end of the network before a norm; the network is nested already, or decides by
+            example; `keep` names no convolution. The module is unchanged.
     """
+    if isinstance(module, NestedNet):
+        raise ValueError(
+            "this network is nested already: build it with adder=True, or convert its module before "
+            "stepwell.nest"
+        )
+    if isinstance(keep, str):
+        raise ValueError(f"keep is a list of names: [{keep!r}], not {keep!r}")
     for name, part in deciding_parts(module):
         raise ValueError(
             f"{name} is a {type(part).__name__}: networks with such parts have no adder form"
@@ -64,7 +80,9 @@ def to_adder(
         try:
             made[name] = AdderConv2d(conv, gradient=gradient)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}; keep it as it is with keep=[{name!r}]") from None
+            raise NoAdderFormError(
+                f"{name}: {error}", f"keep it as it is with keep=[{name!r}]"
+            ) from None
     everyone = [*module.named_modules(remove_duplicate=False)]
     for name, layer in made.items():
         layer.train(module.training)
@@ -79,6 +97,13 @@ def to_adder(
     return module
 
 
+class _Tracer(fx.Tracer):
+    """Norms are taken as a whole, also those of other libraries, which may have parts."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_norm(m) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _norms_behind(module: nn.Module, names: Collection[str]) -> dict[str, list[nn.Module]]:
     """The norms that take the outputs of each convolution; ValueError where an output meets none.
 
@@ -86,7 +111,7 @@ def _norms_behind(module: nn.Module, names: Collection[str]) -> dict[str, list[n
     code, the next norm by name counts.
     """
     try:
-        nodes = [*fx.Tracer().trace(module).nodes]
+        nodes = [*_Tracer().trace(module).nodes]
     except Exception:  # whatever the network's own code raises when it meets a proxy
         nodes = []
     calls = {n: [node for node in nodes if (node.op, node.target) == ("call_module", n)] for n in names}
@@ -110,14 +135,14 @@ def _norms_in_graph(name: str, calls: Sequence[fx.Node], module: nn.Module) -> l
             norms[str(node.target)] = layer
             continue
         if _loses_negatives(layer if layer is not None else partial(_call, node)):
-            raise ValueError(_between(_words_of(node, layer), name))
+            raise _between(_words_of(node, layer), name)
         mixes = len(node.all_input_nodes) > 1 and node.target is not torch.cat
         learns = layer is not None and any(True for _ in layer.parameters())
         if node.op == "output" or mixes or learns:
-            raise ValueError(_without_norm(name))
+            raise _without_norm(name)
         ahead += node.users
     if not norms:
-        raise ValueError(_without_norm(name))
+        raise _without_norm(name)
     return [*norms.values()]
 
 
@@ -127,7 +152,7 @@ def _norm_by_name(name: str, module: nn.Module) -> nn.Module:
     Within an nn.Sequential this is the order in which they run, so nothing before the norm may lose the
     outputs.
     """
-    layers = {n: m for n, m in module.named_modules() if not m._modules}
+    layers = {n: m for n, m in module.named_modules() if not m._modules or is_norm(m)}
     names, parent = [*layers], name.rpartition(".")[0]
     ordered = isinstance(module.get_submodule(parent), nn.Sequential)
     for other in names[names.index(name) + 1 :]:
@@ -137,22 +162,22 @@ def _norm_by_name(name: str, module: nn.Module) -> nn.Module:
         if any(True for _ in layer.parameters()):
             break
         if ordered and other.rpartition(".")[0] == parent and _loses_negatives(layer):
-            raise ValueError(_between(f"{other}, a {type(layer).__name__},", name))
-    raise ValueError(_without_norm(name))
+            raise _between(f"{other}, a {type(layer).__name__},", name)
+    raise _without_norm(name)
 
 
-def _without_norm(name: str) -> str:
-    return (
+def _without_norm(name: str) -> NoAdderFormError:
+    return NoAdderFormError(
         f"no norm follows the convolution {name!r}: its outputs would be large and negative, so "
-        f"without a BatchNorm behind it the network cannot train; keep it with keep=[{name!r}]"
-    )
+        "without a BatchNorm behind it the network cannot train", f"keep it with keep=[{name!r}]",
+    )  # fmt: skip
 
 
-def _between(what: str, name: str) -> str:
-    return (
-        f"{what} stands between the convolution {name!r} and its norm, and would lose all outputs of "
-        "an adder layer, which are negative: put it behind the norm, or keep the convolution with "
-        f"keep=[{name!r}]"
+def _between(what: str, name: str) -> NoAdderFormError:
+    return NoAdderFormError(
+        f"{what} stands behind the convolution {name!r}, before a norm, and would lose all outputs of "
+        "an adder layer, which are negative",
+        f"put it behind the norm, or keep the convolution with keep=[{name!r}]",
     )
 
 

@@ -1,5 +1,7 @@
 """The layers of an adder network."""
 
+from typing import Any, get_args
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,6 +27,10 @@ class AdderConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, *, gradient: Gradient = "clipped") -> None:
         super().__init__()
+        if type(conv) is not nn.Conv2d:
+            raise ValueError(f"a {type(conv).__name__} is no plain nn.Conv2d, so it has no adder layer")
+        if gradient not in get_args(Gradient):
+            raise ValueError(f"no gradient {gradient!r}; there are {', '.join(get_args(Gradient))}")
         if conv.groups != 1:
             raise ValueError(f"a convolution of {conv.groups} groups has no adder layer")
         if conv.dilation != (1, 1):
@@ -78,9 +84,10 @@ class NormedLinear(nn.Linear):
     """
 
     def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(layer.in_features, layer.out_features, bias=False, device=layer.weight.device)
+        like: Any = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        super().__init__(layer.in_features, layer.out_features, bias=False, **like)
         self.weight = layer.weight
-        self.norm = nn.BatchNorm1d(layer.out_features, device=layer.weight.device)
+        self.norm = nn.BatchNorm1d(layer.out_features, **like)
 
     def forward(self, input: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """Features to logits."""

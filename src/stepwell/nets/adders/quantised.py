@@ -12,8 +12,10 @@ negative numbers of a filter are in the last sum, a constant of the filter. It i
 AdderQuant (Nie et al. 2022), with one group of filters and one scale for both sides in full range.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from numbers import Integral
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -36,6 +38,8 @@ class _Observed(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
         _check_finite(x)
+        if not x.numel():
+            raise ValueError("a batch without an input sets no range")
         values = x.float().flatten()
         if len(values) > SAMPLED:  # drawn: an even step could keep to some columns
             order = torch.Generator().manual_seed(len(self.ranges))
@@ -67,10 +71,15 @@ class ByteAdderConv2d(nn.Module):
 
     weight: Tensor
     bias: Tensor
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    scale: float
+    zero: int
+    levels: int
 
     def __init__(self, layer: AdderConv2d, low: float, high: float, bits: int = 8) -> None:
         super().__init__()
-        if not 2 <= bits <= 8:
+        if not isinstance(bits, Integral) or not 2 <= bits <= 8:
             raise ValueError(f"bits {bits}: bytes hold 2 to 8")
         self.stride, self.padding, self.levels = layer.stride, layer.padding, 2**bits - 1
         self.scale = (high - low) / self.levels or 1.0  # all inputs may be 0
@@ -91,7 +100,16 @@ class ByteAdderConv2d(nn.Module):
         sums = sum_of_absolute_differences(
             self.quantised(x.float()), self.weight, self.stride, self.padding, zero=self.zero
         )
-        return self.bias[:, None, None] - self.scale * sums
+        return (self.bias.float()[:, None, None] - self.scale * sums).to(x.dtype)
+
+    def get_extra_state(self) -> dict[str, float]:
+        """Scale, zero point and levels, which a state_dict has beside the filters."""
+        return {"scale": self.scale, "zero": self.zero, "levels": self.levels}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take scale, zero point and levels of a state_dict."""
+        for name in ("scale", "zero", "levels"):
+            setattr(self, name, state[name])
 
 
 def _check_finite(x: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stepwell.device import device_name
 from stepwell.files import write_whole, writing
 from stepwell.nets import build
+from stepwell.nets.adders.layers import adder_layers
 from stepwell.nets.build import builder_of
 from stepwell.nets.card import Card
 from stepwell.nets.decisions.deciding import use_break_even
@@ -62,12 +63,18 @@ def save(
 
     `beside` are more parts for the same file; `load` skips them, `read_beside` returns them. `kind` is
     that of `stepwell.kinds`. OSError if the folder does not exist or the disk is full; ValueError for
-    weights that are not finite, which `load` would refuse, or a network that is not nested.
+    weights that are not finite, which `load` would refuse, a network that is not nested, or one of
+    `build` whose layers were converted to adder layers afterwards.
     """
     if not isinstance(net, NestedNet):
         raise ValueError(
             f"a {type(net).__name__} cannot be saved here: it takes a nested network, such as "
             "`stepwell.build` gives; a run's network with its decisions is in its net.safetensors"
+        )
+    if net.builder is not None and bool(adder_layers(net.module)) != ("adder" in net.builder[1]):
+        raise ValueError(
+            f"{path} is not written: the layers of this {net.builder[0]} were converted after it was "
+            "built, which its file could not tell: build it with adder=True"
         )
     wrong = net.not_finite() or (beside and not_finite(beside.tensors))
     if wrong:

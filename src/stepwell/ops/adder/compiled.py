@@ -149,8 +149,9 @@ def compile_source(extra_flags: Sequence[str] = ()) -> bytes:
         command = [*_words(compiler), *FLAGS, *extra_flags, str(SOURCE), "-o", str(out)]
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT, check=False
-            )
+                command, capture_output=True, text=True, errors="replace", timeout=COMPILE_TIMEOUT,
+                check=False,
+            )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise CompileError(f"{compiler}: {error}") from error
         if done.returncode or not out.is_file():
@@ -178,11 +179,11 @@ def compiler_version() -> str:
         return ""
     try:
         done = subprocess.run(
-            [*_words(compiler), "--version"], capture_output=True, text=True, timeout=COMPILE_TIMEOUT,
-            check=False,
+            [*_words(compiler), "--version"], capture_output=True, text=True, errors="replace",
+            timeout=COMPILE_TIMEOUT, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
-        return compiler
+        return ""
     return f"{compiler}\n{done.stdout}"
 
 

@@ -13,6 +13,9 @@ from stepwell.ops.adder import cpu, gpu, reference
 from stepwell.ops.adder.compiled import library
 from stepwell.ops.adder.reference import Filters, Gradient, Maps, out_size
 
+#: Of stride and padding, so that sizes stay whole numbers of 32 bits.
+LARGEST = 1 << 15
+
 
 def adder_conv2d(
     input: Maps,
@@ -50,10 +53,12 @@ def adder_conv2d(
 
 
 def checked_pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
-    """A number for height and width as two; ValueError if one is no whole number of `least` or more."""
+    """A number for height and width as two; ValueError if one is no whole number from `least` on."""
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, Integral) and v >= least for v in pair):
         raise ValueError(f"{name} is a whole number of {least} or more, or two of them, not {value!r}")
+    if max(pair) > LARGEST:
+        raise ValueError(f"{name} {value!r}: at most {LARGEST:,}")
     return int(pair[0]), int(pair[1])
 
 
@@ -90,6 +95,7 @@ def checked_shapes(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Se
 def _forward(
     input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], gradient: str
 ) -> Tensor:
+    checked_shapes(input, weight, stride, padding)  # the operator may be called by its own name
     kernels = _kernels(input, weight)
     found = (reference if kernels is None else kernels).forward(input, weight, stride, padding)
     dtype = torch.promote_types(input.dtype, weight.dtype)
@@ -102,6 +108,10 @@ def _backward(
     gradient: str, needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradients of input and filters; an empty tensor for one that is not needed."""
+    checked_shapes(input, weight, stride, padding)
+    size = out_size(input.shape[2:], weight.shape[2:], stride, padding)
+    if grad.shape != (len(input), len(weight), *size):
+        raise ValueError(f"a gradient of {tuple(grad.shape)} is not that of these maps and filters")
     kernels = _kernels(input, weight)
     options: Any = (stride, padding, gradient)
     of_input = of_weight = None

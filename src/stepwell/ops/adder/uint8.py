@@ -1,5 +1,7 @@
 """Sums of absolute differences of bytes: the adder layer of a quantised network."""
 
+from numbers import Integral
+
 import torch
 from jaxtyping import Int32, UInt8
 from torch import Tensor
@@ -32,13 +34,13 @@ def sum_of_absolute_differences(
     checked_shapes(x, weight, stride, padding)
     if (x.dtype, weight.dtype) != (torch.uint8, torch.uint8):
         raise ValueError(f"maps of {x.dtype}, filters of {weight.dtype}: both must be torch.uint8")
-    if not 0 <= zero <= 255:
+    if not isinstance(zero, Integral) or not 0 <= zero <= 255:
         raise ValueError(f"zero is a byte, 0 to 255, not {zero}")
     if weight[:1].numel() * 255 >= 2**31:
         raise ValueError(f"filters of {weight[:1].numel():,} bytes: a sum could exceed an int32")
     compiled = library() if x.device.type == "cpu" else None
     if compiled is not None:
-        return Kernels(compiled).sad(x, weight, stride, padding, zero)
+        return Kernels(compiled).sad(x, weight, stride, padding, int(zero))
     high, wide = padding
     patches = unfold(
         pad(x.float(), (wide, wide, high, high), value=zero), weight.shape[2:], stride=stride
