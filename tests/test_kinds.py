@@ -17,6 +17,7 @@ from stepwell.commands.arguments import first_sentence
 from stepwell.kinds import KINDS, Predicted, kind_module, open_network
 from stepwell.measures import MEASURES
 from stepwell.nets.files import container, nested
+from stepwell.nets.files import header as file_header
 from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.initial_weights import initialise
 from stepwell.nets.files.nested import fingerprint
@@ -62,7 +63,7 @@ def test_files_say_their_kind(tmp_path):
 
 def without_kind(file: Path) -> None:
     """Rewrite a file as versions did that wrote no kind."""
-    header, tensors, _ = container.read_checked(file, "stepwell", nested.FORMAT)
+    header, tensors, _ = container.read_checked(file, "stepwell", file_header.FORMAT)
     if header.pop("kind") == "resolution":
         header["beside"]["kind"] = "resolutions"
     nested._write(file, header, tensors)
@@ -86,7 +87,7 @@ def test_files_of_older_versions_open_and_keep_their_fingerprint(tmp_path, make)
 def test_a_file_is_read_and_checked_once(tmp_path, monkeypatch, make):
     (save_resolution if make is resolution else stepwell.save)(make(), tmp_path / "net")
     calls: Counter[str] = Counter()
-    for module, name in ((container, "digest"), (nested, "read_checked")):
+    for module, name in ((container, "digest"), (file_header, "read_checked")):
         real = getattr(module, name)
         counted = lambda *a, name=name, real=real: (calls.update([name]), real(*a))[1]  # noqa: E731
         monkeypatch.setattr(module, name, counted)

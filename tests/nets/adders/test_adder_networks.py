@@ -128,7 +128,7 @@ def test_a_module_of_ones_own_is_converted_and_nested():
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (nn.Conv2d(8, 8, 3, groups=8), "body.0: a convolution of 8 groups has no adder layer; keep"),
+        (nn.Conv2d(8, 8, 3, groups=8), "body.0: a convolution of 8 groups has no adder layer: keep"),
         (nn.Conv2d(8, 8, 3, dilation=2), "body.0: a convolution of dilation \\(2, 2\\) has no"),
         (
             nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
@@ -168,9 +168,7 @@ def test_other_networks_without_an_adder_form():
             def forward(self, x):
                 return self.norm(call(self.body(self.first(x))))  # noqa: B023
 
-        with pytest.raises(
-            ValueError, match="a call of relu.* behind the convolution 'body.0', before"
-        ):
+        with pytest.raises(ValueError, match="a call of relu.* behind the convolution 'body.0'"):
             stepwell.to_adder(Functional(nn.Conv2d(8, 8, 1)))
 
     class Unordered(Own):
@@ -235,11 +233,6 @@ def test_other_networks_without_an_adder_form():
         ),
         ("resnet8", {"adder": {"other": 1}}, "resnet8 has no option 'other'"),
         ("mobilenet_v2", {}, "mobilenet_v2 has no adder form: .*of 32 groups has no adder layer$"),
-        (
-            "resnet8",
-            {"adder": {"gradient": "clip"}},
-            "no gradient 'clip'; there are clipped, difference",
-        ),
         ("vit6", {}, "VisionTransformer has no convolution to convert"),
     ):
         with pytest.raises(ValueError, match=message):
