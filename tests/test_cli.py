@@ -905,6 +905,7 @@ def test_a_config_of_somebody_elses_is_of_no_run(stepwell, taught, tmp_path):
 
 BAD_PAIRS = {
     "nothing to compare": (["--fidelity"], "--fidelity: name the teacher after it, such as a run"),
+    "bits that are no number": (["--bits", "8", "b"], "--bits: cannot read '8', 'b'"),
     "no number of bits": (["--bits"], "--bits: name the numbers of bits after it, such as 8 6 5 4"),
     "nothing before a flag": (["--fidelity", "--json"], "--fidelity: name the teacher after it"),
     "no fidelity": (["--control", "{t}"], "--control and --interpolate need --fidelity"),

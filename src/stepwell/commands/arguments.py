@@ -102,7 +102,8 @@ def in_one_line(box: str) -> str:
         elif found := re.match(r"Missing value for argument '(.*?)'", text):
             said.append(f"{found[1]}: the value is missing")
         elif found := re.match(r"Error parsing (\S+?): (?:.*Got errors: .*?: )?(.*)", text):
-            reason = re.sub(r"Could not parse arguments \[(.*)\] into .*", r"cannot read \1", found[2])
+            unread = r"Could not (?:parse arguments|find valid parse for arguments:) \[(.*?)\].*"
+            reason = re.sub(unread, r"cannot read \1", found[2])
             said.append(f"{found[1]}: {reason}")
     return "; ".join(said) or " ".join(box.split())
 
