@@ -115,11 +115,12 @@ STUDY = Study(
           "features were chosen before the runs, on 4,000 images that no arm trains or tests on, "
           "with 13 trainings of the adder student: how exponents are standardised, and the weight. "
           "A third of that weight was as good, ten times as much was worse than no features. For "
-          "the convolutional student, a tenth of it was as good. The rate is the same in all arms, "
-          "and none was searched. Adder networks get their norms' statistics from training images "
-          "at the end, because their moving averages lag behind; convolutional networks keep the "
-          "moving averages. The seconds of training hold those of a twin, but not those of the "
-          "trained network that teaches by soft targets."),
+          "the convolutional student, a tenth of it was as good. The rate is 0.1 in all arms, as in"
+          " AdderNet; in 20 epochs, 0.3 was 2 points better for both kinds of networks. Adder "
+          "networks get their norms' statistics from training images at the end, because their "
+          "moving averages lag behind; convolutional networks keep the moving averages. The seconds"
+          " of training hold those of a twin, but not those of the trained network that teaches by "
+          "soft targets."),
     common={"data": "cifar10", "size": 16, "epochs": 30, "batch_size": 128, "val_fraction": 0.0,
             "clip": 0.0},
     quick={"data": "digits", "part": "1/8", "size": None, "epochs": 1, "batch_size": 64},
