@@ -1402,7 +1402,7 @@ def test_the_options_for_studies_are_these():
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",
         "bert": "shuffled",
-        "pkkd": "local_rate filter_rate gradient normed_logits everywhere convolutional",
+        "pkkd": "local_rate gradient_factor gradient normed_logits everywhere convolutional",
         "pseudo": "plain_fusion no_mask",
     }
     for recipe, options in expected.items():

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 
 class Range(NamedTuple):
@@ -53,7 +53,8 @@ _NAMES = {
     NOT_NEGATIVE: (
         "weight_decay max_drop ce kl attention cls layers hint full_weight cost_weight slack clip "
         "checkpoint_minutes warm_epochs max_seconds unlearn interpolate "
-        "own_weight rate_weight reward policy_weight balance_weight sparsity_weight teach beta"
+        "own_weight rate_weight reward policy_weight balance_weight sparsity_weight teach beta "
+        "local_rate gradient_factor"
     ),
     BELOW_ONE: "hysteresis label_smoothing val_fraction distill_from ema_teacher average gate_fraction",
     SEED: "seed walk_seed",
@@ -89,6 +90,12 @@ def check_numbers(arguments: Mapping[str, Any], *, flags: bool = True) -> None:
             for number in value if isinstance(value, tuple) else (value,):
                 label = f"--{name.replace('_', '-')}" if flags else name
                 check_number(label, number, RANGES[name])
+
+
+def check_choice(what: str, value: object, choices: object) -> None:
+    """Raise ValueError for a value that is none of the words of a Literal."""
+    if value not in (words := get_args(choices)):
+        raise ValueError(f"no {what} {value!r}; there are {', '.join(words)}")
 
 
 def check_number(name: str, number: float, within: Range) -> None:

@@ -275,6 +275,16 @@ def test_the_operator_by_its_own_name_checks_shapes_too():
     x, weight, options = torch.randn(1, 8, 5, 5), torch.randn(4, 4, 3, 3), ([1, 1], [0, 0], "clipped")
     with pytest.raises(ValueError, match="filters for 4 channels, and maps of 8"):
         forward(x, weight, *options)
+    for wrong, message in (
+        ([[-1, -1], [0, 0], "clipped"], "stride is a whole number of 1 or more"),
+        ([[1, 1], [-1, -1], "clipped"], "padding is a whole number of 0 or more"),
+        ([[1, 1], [2**20, 0], "clipped"], "padding .1048576, 0.: at most 32,768"),
+        ([[1, 1], [0, 0], "clip"], "no gradient 'clip'; there are clipped"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            forward(x[:, :4], weight, *wrong)
+        with pytest.raises(ValueError, match=message):
+            backward(torch.randn(1, 4, 3, 3), x[:, :4], weight, *wrong, [True, True])
     with pytest.raises(ValueError, match="a gradient of .1, 4, 5, 5. is not that of these maps"):
         backward(torch.randn(1, 4, 5, 5), x[:, :4], weight, *options, [True, True])
 

@@ -80,8 +80,8 @@ def test_every_command_takes_an_adder_network(trained, data, tmp_path, capsys):
     cli.main(["eval", str(out), "--json"])
     assert json.loads(capsys.readouterr().out)["test"] == pytest.approx(results["test"])
     cli.main(["predict", str(out), f"{data}/test/dark/0.png"])
-    printed = capsys.readouterr().out
-    assert any(name in printed for name in ("dark", "grey", "light"))
+    answer = load(out).predict(f"{data}/test/dark/0.png").label
+    assert answer in capsys.readouterr().out
     cli.main(["export", str(out), "--format", "onnx", "--out", str(tmp_path / "graphs")])
     assert (tmp_path / "graphs" / "8.onnx").exists()  # equal to the network, or it is not written
     cli.main(["report", str(out)])
@@ -115,6 +115,32 @@ def test_exported_weights_and_programs_load_as_the_docs_say(trained, tmp_path):
     torch.save(expected, tmp_path / "y.pt")
     files = [str(tmp_path / name) for name in ("pt2", "x.pt", "y.pt")]
     subprocess.run([sys.executable, "-c", ALONE, *files], check=True)
+
+
+def test_both_networks_are_measured_where_the_task_is(monkeypatch, data, tmp_path):
+    moved = []
+    plain = ProgressiveKernelKD.to
+
+    def watched(self, *device):
+        moved.extend(device)
+        return plain(self, *device)
+
+    monkeypatch.setattr(ProgressiveKernelKD, "to", watched)
+    monkeypatch.setattr("stepwell.tasks.adders.settle", lambda net, train: moved.append("settled"))
+    train("pkkd", data=data, out=tmp_path / "r", **FEW | {"epochs": 1})
+    assert moved[-2:] == [
+        torch.device("cpu"),
+        "settled",
+    ]  # a training ends with the objective on the CPU
+
+
+def test_the_report_says_whose_best_epoch_it_is(data, tmp_path):
+    out = tmp_path / "r"
+    train("pkkd", data=data, out=out, **FEW | {"epochs": 1, "val_fraction": 0.0})
+    cli.main(["report", str(out)])
+    assert "best for the adder network" not in (out / "report.html").read_text()
+    with pytest.raises(ValueError, match="gradient_factor is for local_rate=0"):
+        train("pkkd", data=data, out=tmp_path / "s", gradient_factor=10.0, **FEW)
 
 
 def test_the_twin_changes_nothing_where_it_does_not_teach(data, tmp_path):

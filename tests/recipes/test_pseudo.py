@@ -170,7 +170,7 @@ def test_a_class_that_no_teacher_covers_is_learned_from_labels_alone(
     (["--classes", "cow"], "--classes cow: no teacher has it"),
     (["--classes", "disc", "Disc"], "--classes names one class twice: disc and Disc; drop one"),
     (["--labels", "TRAIN", "--label-fraction", "1e-9"],
-     "labelled images is none: give at least 0.0"),
+     "labelled images gives no image: use at least 0.0"),
     (["--rename", "cow=cat"], "a teacher has no class 'cow'"),
     (["--net", "ssdlite/resnet8_s4", "--ignore-from", "0.1"], "ssdlite scores classes against each"),
     (["--labels", "TRAIN", "--classes", "square"], "has boxes of disc, which --classes does not name"),

@@ -22,7 +22,7 @@ PKKD, PROGRESSIVE, FIXED = "PKKD", "soft targets of the twin", "soft targets of 
 CONTROL = "PKKD of a convolution"
 RAW, KERNELS = "PKKD, features without kernels", "PKKD, kernels without maps"
 PLAIN, LARGE, HUGE = (
-    "adder, no local rate", "adder, filters' rate × 100", "adder, filters' rate × 10,000"
+    "adder, no local rate", "adder, filters' gradient × 100", "adder, filters' gradient × 10,000"
 )  # fmt: skip
 SIGN, UNCLIPPED = "adder, sign gradient", "adder, no HardTanh"
 UNNORMED, EVERYWHERE = "adder, logits not normalised", "adder, first layer too"
@@ -49,8 +49,8 @@ ARMS: dict[str, Arm] = {
     RAW: taught(features="raw"),
     KERNELS: taught(features="kernel"),
     PLAIN: ablated(local_rate=0.0),
-    LARGE: ablated(local_rate=0.0, filter_rate=100.0),
-    HUGE: ablated(local_rate=0.0, filter_rate=10_000.0),
+    LARGE: ablated(local_rate=0.0, gradient_factor=100.0),
+    HUGE: ablated(local_rate=0.0, gradient_factor=10_000.0),
     SIGN: ablated(gradient="sign"),
     UNCLIPPED: ablated(gradient="difference"),
     UNNORMED: ablated(normed_logits=False),

@@ -249,8 +249,8 @@ def drawn(images: BoxSet, fraction: float, seed: int) -> BoxSet:
     count = round(fraction * len(images))
     if not count:
         raise ValueError(
-            f"--label-fraction {fraction:g} of {len(images)} labelled images is none: give at least "
-            f"{1 / len(images):.2g}"
+            f"--label-fraction {fraction:g} of {len(images)} labelled images gives no image: use at "
+            f"least {1 / max(1, len(images)):.2g}"
         )
     order = torch.randperm(len(images), generator=generator_of(seed_of("labels", seed)))
     return images.subset(sorted(order[:count].tolist()))

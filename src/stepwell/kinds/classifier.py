@@ -92,7 +92,7 @@ def evaluate(
     search: str = "best",
     temper: bool = False,
     save: bool = False,
-    bits: tuple[int, ...] = (),
+    bits: tuple[int, ...] | None = None,
     fidelity: tuple[str, ...] = (),
     teacher_mean: tuple[float, float, float] | None = None,
     teacher_std: tuple[float, float, float] | None = None,

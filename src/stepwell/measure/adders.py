@@ -23,7 +23,7 @@ def measure_bits(net: NestedNet, parts: Parts, bits: Sequence[int]) -> dict[str,
         By depth: "float", the network as it is, and "8" and so on.
 
     Raises:
-        ValueError: the network has no adder layer; a number of bits is not 2 to 8.
+        ValueError: as for `quantise`.
     """
     batches = in_random_order(parts.train)
     most = -(-IMAGES // batches.batch_size)

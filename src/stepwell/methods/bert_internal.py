@@ -16,7 +16,7 @@ and the task stage, are a *reconstruction*.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -26,7 +26,7 @@ from stepwell.losses import attention_kl, cls_cosine, label_loss, teacher_loss
 from stepwell.methods.objective import Objective
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.steps import Request, Value
-from stepwell.ranges import check_numbers
+from stepwell.ranges import check_choice, check_numbers
 from stepwell.teachers.teacher import Frozen
 from stepwell.types import Batch, Step
 
@@ -97,8 +97,7 @@ class InternalKD(Objective):
     ) -> None:
         super().__init__()
         check_numbers(locals(), flags=False)
-        if schedule not in get_args(Schedule):
-            raise ValueError(f"no schedule {schedule!r}; there are {', '.join(get_args(Schedule))}")
+        check_choice("schedule", schedule, Schedule)
         if not (kl or ce or attention or cls):
             raise ValueError("the student has no loss: --attention, --cls, --kl and --ce are all 0")
         if schedule != "all" and not (kl or ce):

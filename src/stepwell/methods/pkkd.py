@@ -17,7 +17,7 @@ Both networks take their step at once, so the adder network learns from the twin
 reviews let the twin step first.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from stepwell.methods.objective import Objective
 from stepwell.nets.adders.layers import AdderConv2d, adder_layers, two
 from stepwell.nets.adders.tracing import LayerValues
 from stepwell.nets.nested.net import NestedNet
-from stepwell.ranges import check_numbers
+from stepwell.ranges import check_choice, check_numbers
 from stepwell.types import Batch, Step
 
 #: mapped: kernels and linear maps, as PKKD; kernel: without the maps; raw: the layers' outputs,
@@ -63,8 +63,7 @@ class ProgressiveKernelKD(Objective):
     ) -> None:  # fmt: skip
         super().__init__()
         check_numbers(locals(), flags=False)
-        if features not in get_args(Features):
-            raise ValueError(f"no features {features!r}; there are {', '.join(get_args(Features))}")
+        check_choice("features", features, Features)
         layers = _convolutions(net.module) if convolutional else adder_layers(net.module)
         if not layers and convolutional:
             raise ValueError("the network has no convolution behind the first: none would be taught")

@@ -1,10 +1,10 @@
 """Build a network by its name, or by the name of a timm model."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -22,7 +22,7 @@ from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.nets.nested.reading import read
 from stepwell.nets.nested.truncate import truncate
 from stepwell.nets.nested.widths import check_widths, width_name
-from stepwell.ranges import check_numbers
+from stepwell.ranges import check_choice, check_numbers
 
 #: Begins the name of a network whose convolutions add, such as "adder/resnet20".
 ADDER = "adder/"
@@ -122,9 +122,7 @@ def build(
     {'20': (3, 3, 3), '26': (4, 4, 4), '32': (5, 5, 5)}
     """
     builder = builder_of(name)
-    _check_types(
-        stages=stages, kept=kept, adaptions=adaptions, multipliers=multipliers, adder=adder or None
-    )
+    _check_types(stages=stages, kept=kept, adaptions=adaptions, multipliers=multipliers, adder=adder)
     if name.startswith(ADDER):
         name, adder = name.removeprefix(ADDER), True if adder is False else adder
     depths = named_depths(name, depths, stages)
@@ -134,8 +132,8 @@ def build(
     stages = builder.stages if stages is None else tuple(stages)
     try:
         check_numbers({"num_classes": arguments.get("num_classes")}, flags=False)
-        if builder.stems and arguments.get("stem", "small") not in get_args(Stem):
-            raise ValueError(f"no stem {arguments['stem']!r}: it is {' or '.join(get_args(Stem))}")
+        if builder.stems:
+            check_choice("stem", arguments.get("stem", "small"), Stem)
         if name.startswith(PREFIX) and depths:
             check_depths(name.removeprefix(PREFIX), depths, stages, arguments)
         module = builder.make(**arguments)
@@ -172,7 +170,7 @@ def build(
 
 #: Types of `build`'s arguments, and their words.
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "depths": ((Mapping, Sequence), "a list of names, or blocks by name"),
+    "depths": ((Iterable,), "a list of names, or blocks by name"),
     "stages": ((Sequence,), "a list of the stages' names"),
     "kept": ((Sequence,), "the blocks of each stage"),
     "adaptions": ((Mapping,), "lists by name"),
@@ -185,7 +183,9 @@ def _check_types(**arguments: Any) -> None:
     """Raise ValueError for an argument of another type; a text is no list of its letters."""
     for name, value in arguments.items():
         types, words = _TYPES[name]
-        if value is not None and (isinstance(value, str) or not isinstance(value, types)):
+        if value is None and name != "adder":
+            continue
+        if isinstance(value, str) or not isinstance(value, types):
             raise ValueError(f"{name}={value!r}: must be {words}")
 
 
@@ -201,6 +201,7 @@ def named_depths(
     if isinstance(depths, str):  # whose letters are no depths
         raise ValueError(f"depths are a list of names, or blocks by name: [{depths!r}], not {depths!r}")
     _check_types(depths=depths)
+    depths = depths if isinstance(depths, Mapping) else [*depths]
     if numbers := [depth for depth in depths if not isinstance(depth, str)]:
         raise ValueError(
             f"the name of a depth is a text: write {str(numbers[0])!r}, not {numbers[0]!r}"

@@ -75,10 +75,9 @@ def merged(
                 f"{some([*names.values()])}"
             )
         keys = [_key(name) for name in chosen]
-        if twice := [name for name, key in zip(chosen, keys, strict=True) if keys.count(key) > 1]:
-            raise ValueError(
-                f"--classes names one class twice: {' and '.join(twice)}; drop one of them"
-            )
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            same = " and ".join(n for n, key in zip(chosen, keys, strict=True) if key == twice[0])
+            raise ValueError(f"--classes names one class twice: {same}; drop one of them")
         names = {key: names[key] for key in keys}
     at = {key: i for i, key in enumerate(names)}
     maps = tuple(torch.tensor([at.get(_key(c), -1) if c else -1 for c in cs]) for cs in own)

@@ -40,7 +40,7 @@ class PkkdAblation(Together):
 
     Attributes:
         local_rate: root mean square of each filter gradient; 0: the gradient itself.
-        filter_rate: factor of these gradients where the local rate is 0.
+        gradient_factor: of these gradients, where the local rate is 0.
         gradient: of the adder layers, as for `adder_conv2d`.
         normed_logits: normalise the logits over the batch.
         everywhere: the first layer adds, too.
@@ -48,7 +48,7 @@ class PkkdAblation(Together):
     """
 
     local_rate: float = 0.2
-    filter_rate: float = 1.0
+    gradient_factor: float = 1.0
     gradient: Gradient = "clipped"
     normed_logits: bool = True
     everywhere: bool = False
@@ -78,6 +78,8 @@ def pkkd(
     """
     training = classification.settled(training)
     arguments = checked(locals())
+    if ablation.local_rate and ablation.gradient_factor != 1:
+        raise ValueError("gradient_factor is for local_rate=0: the local rate sets the gradients' size")
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net)
     net = net.removeprefix(ADDER)
@@ -87,7 +89,7 @@ def pkkd(
     other, _ = classification.start_network(splits, net, stem=stem)
     inputs = classification.prepare(splits, images, training)
     objective = ProgressiveKernelKD(nested, other, convolutional=ablation.convolutional, **vars(twin))
-    optim = with_local_rates(training.optim(), ablation.local_rate, ablation.filter_rate)
+    optim = with_local_rates(training.optim(), ablation.local_rate, ablation.gradient_factor)
     with classification.open_task("pkkd", out, loop, arguments, inputs, nested) as task:
         fit(
             objective, task.train, optim, task.run, phase="train", loop=loop, epochs=training.epochs,

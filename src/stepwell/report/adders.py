@@ -39,12 +39,12 @@ def adder_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> s
         [name, "" if (size := number(value)) is None else f"{size:.2e}"]
         for name, value in gradients.items()
     ]
-    both = NOTE if not run.arguments.get("val_fraction") else f"{NOTE} {BEST}"
+    below = f"{NOTE} {BEST}" if number(run.data.get("validation")) else NOTE
     note = "Root mean square on one batch after the training, before the local rate makes all equal."
     return "\n".join(
         [
             "<h3>Additions in place of multiplications</h3>",
-            table(("", *(MEASURES[key].title for key in NUMBERS)), rows, both),
+            table(("", *(MEASURES[key].title for key in NUMBERS)), rows, below),
             "<h3>Gradients of the adder layers</h3>",
             table(("layer", "filter gradient"), layers, note),
         ]

@@ -21,6 +21,7 @@ def measure_twins(
     Under "pkkd" the results have the "gradients" of the adder layers, and the "twin": its accuracy on
     the test part, and costs as of `cost_of` with additions, multiplications and energy.
     """
+    objective.to(task.device)  # of a finished training, all parts but `net` are on the CPU
     gradients = filter_gradients(objective, next(iter(task.train)))
     twin = deepcopy(objective.twin).eval()
     twin.mark("trained")

@@ -91,7 +91,7 @@ def tell_cost(net: NestedNet, size: int, stem: str, input: str = "image") -> Non
     own = arguments.get("stem", "")
     stems = {"small": " with the small stem (3×3, stride 1)", "imagenet": " with the imagenet stem"}
     macs = _macs(net, input, size)
-    label = f"{ADDER}{name}" if arguments.get("adder") else name
+    label = f"{ADDER}{name}" if "adder" in arguments else name
     text = f"{label}{stems.get(own, '')}: {big(macs)} MACs per {kind.noun} of {size} {kind.unit}"
     if own == "small" and stem == "auto" and 32 < size < SMALL:
         larger = _macs(build(name, **arguments | {"stem": "imagenet"}), "image", SMALL)

@@ -76,7 +76,7 @@ def test_a_network_converted_after_it_was_built_is_not_written(tmp_path):
     net = stepwell.build("resnet8", num_classes=3)
     stepwell.to_adder(net.module, normed_logits=False)
     net.mark("trained")
-    with pytest.raises(ValueError, match="were converted after it was built.*adder=True"):
+    with pytest.raises(ValueError, match="are not those that `build` made.*adder=True"):
         stepwell.save(net, tmp_path / "net.safetensors")
     assert not any(tmp_path.iterdir())
 
@@ -201,6 +201,39 @@ def test_other_networks_without_an_adder_form():
             return self.fc(self.norm(torch.cat([y, y[:, :0]], 1)).mean((2, 3)))
 
     assert [*adder_layers(stepwell.to_adder(Reordered()))] == ["conv"]
+
+    class Sized(Own):
+        """It reads a size of the outputs, which is no way to another layer."""
+
+        def forward(self, x):
+            y = self.body(self.first(x))
+            count, wide = y.shape[0], y.size(1)
+            return self.fc(nn.functional.dropout(self.norm(y)).mean((2, 3)).view(count, wide))
+
+    assert [*adder_layers(stepwell.to_adder(Sized(nn.Conv2d(8, 8, 1))))] == ["body.0"]
+
+    class Dropped(Own):
+        def forward(self, x):
+            y = nn.functional.dropout(self.body(self.first(x)), 0.5, self.training)
+            return self.fc(self.norm(y).mean((2, 3)))
+
+    for seed in range(4):  # which numbers are dropped does not decide
+        torch.manual_seed(seed)
+        stepwell.to_adder(own := Dropped(nn.Conv2d(8, 8, 1)), keep=["first"])
+        assert [*adder_layers(own)] == ["body.0"]
+
+    class Hidden(Own):
+        """torch.fx cannot follow it, so the next norm by name counts."""
+
+        def forward(self, x):
+            y = self.body(self.first(x))
+            return self.fc(self.norm(y if y.sum() > 0 else -y).mean((2, 3)))
+
+    assert [*adder_layers(stepwell.to_adder(Hidden(nn.Conv2d(8, 8, 1))))] == ["body.0"]
+    with pytest.raises(ValueError, match="body.0.1, a ReLU, stands behind the convolution 'body.0.0'"):
+        stepwell.to_adder(Hidden(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.BatchNorm2d(8))))
+    with pytest.raises(ValueError, match="no norm follows the convolution 'body.0'"):
+        stepwell.to_adder(Hidden(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), norm=False))
 
     class Pooled(Own):
         def forward(self, x):

@@ -267,16 +267,19 @@ WRONG_TYPES: list[tuple[object, dict[str, object], str]] = [
     ("resnet20", {"depths": 5}, "depths=5: must be a list of names, or blocks by name"),
     ("resnet20", {"depths": [8]}, "the name of a depth is a text: write '8', not 8"),
     ("resnet20", {"depths": {8: (1, 1, 1)}}, "the name of a depth is a text: write '8', not 8"),
-    ("resnet20", {"norms": "own"}, "no norms 'own': they are private or shared"),
+    ("resnet20", {"norms": "own"}, "no norms 'own'; there are private, shared"),
     ("resnet20", {"stages": 5}, "stages=5: must be a list of the stages' names"),
     ("resnet20", {"kept": "111"}, "kept='111': must be the blocks of each stage"),
     ("resnet20", {"adder": "yes"}, "adder='yes': must be True, or arguments of `to_adder` by name"),
+    ("resnet20", {"adder": None}, "adder=None: must be True, or arguments of `to_adder` by name"),
+    ("resnet20", {"adder": {"gradient": "clip"}}, "no gradient 'clip'; there are clipped, difference"),
     ("resnet20", {"multipliers": 0.5}, "multipliers=0.5: must be a list of shares, such as (0.5, 1)"),
     ("resnet20", {"adaptions": 5}, "adaptions=5: must be lists by name"),
-    ("resnet18", {"stem": "large"}, "no stem 'large': it is imagenet or small"),
+    ("resnet18", {"stem": "large"}, "no stem 'large'; there are imagenet, small"),
 ]
 BUILD = f"""
 import stepwell
+assert [*stepwell.build("resnet20", dict.fromkeys(("8", "14")).keys()).depths] == ["8", "14", "20"]
 for name, arguments, message in {WRONG_TYPES}:
     try:
         stepwell.build(name, **arguments)

@@ -13,7 +13,8 @@ PACKAGE = ROOT.name
 def source_digest(module: str) -> str:
     """Hash of the code of `module` and of every module of the library that it imports.
 
-    Comments, docstrings and layout do not count: a change in them changes no result.
+    In Python, comments, docstrings and layout do not count: a change in them changes no result. Files
+    of C beside a module count as they are.
 
     Args:
         module: a dotted name, such as "stepwell.recipes.ekd".

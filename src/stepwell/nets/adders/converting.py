@@ -11,6 +11,7 @@ from stepwell.nets.decisions.deciding import deciding_parts
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.plan import is_norm
 from stepwell.ops.adder import Gradient
+from stepwell.ranges import check_choice
 
 
 class NoAdderFormError(ValueError):
@@ -47,13 +48,14 @@ def to_adder(
         ValueError: there is no convolution to convert; one has groups, dilation or a padding that adder
             layers do not have, or is of a class derived from nn.Conv2d; its outputs meet another layer,
             a sum or the end of the network before a norm; the network is nested already, or decides by
-            example; `keep` names no convolution. The module is unchanged.
+            example; `keep` names no convolution; no such gradient. The module is unchanged.
     """
     if isinstance(module, NestedNet):
         raise ValueError(
             "this network is nested already: build it with adder=True, or convert its module before "
             "stepwell.nest"
         )
+    check_choice("gradient", gradient, Gradient)
     if isinstance(keep, str):
         raise ValueError(f"keep is a list of names: [{keep!r}], not {keep!r}")
     for name, part in deciding_parts(module):
@@ -83,10 +85,10 @@ def to_adder(
             raise NoAdderFormError(
                 f"{name}: {error}", f"keep it as it is with keep=[{name!r}]"
             ) from None
-    everyone = [*module.named_modules(remove_duplicate=False)]
+    all_names = [*module.named_modules(remove_duplicate=False)]
     for name, layer in made.items():
         layer.train(module.training)
-        for shared in [n for n, m in everyone if m is layers[name]]:  # a layer may have several names
+        for shared in [n for n, m in all_names if m is layers[name]]:  # a layer may have several names
             module.set_submodule(shared, layer)
         for norm in behind[name]:
             if isinstance(weight := norm.weight, nn.Parameter):
@@ -98,7 +100,7 @@ def to_adder(
 
 
 class _Tracer(fx.Tracer):
-    """Norms are taken as a whole, also those of other libraries, which may have parts."""
+    """Do not trace into norms; those of other libraries may have parts."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_norm(m) or super().is_leaf_module(m, module_qualified_name)
@@ -127,7 +129,7 @@ def _norms_in_graph(name: str, calls: Sequence[fx.Node], module: nn.Module) -> l
     ahead, seen = [user for call in calls for user in call.users], set[fx.Node]()
     while ahead:
         node = ahead.pop()
-        if node in seen:
+        if node in seen or _tells_sizes(node):
             continue
         seen.add(node)
         layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -144,6 +146,13 @@ def _norms_in_graph(name: str, calls: Sequence[fx.Node], module: nn.Module) -> l
     if not norms:
         raise _without_norm(name)
     return [*norms.values()]
+
+
+def _tells_sizes(node: fx.Node) -> bool:
+    """Check for a node that reads sizes or the like, and no values."""
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "dtype", "device")
+    return node.op == "call_method" and node.target in ("size", "dim", "numel")
 
 
 def _norm_by_name(name: str, module: nn.Module) -> nn.Module:
@@ -199,11 +208,12 @@ def _loses_negatives(call: Callable[[torch.Tensor], object]) -> bool:
     """Check for an activation that gives all large negative numbers one value, as ReLU does."""
     if isinstance(call, nn.Module) and type(call).__module__ != nn.ReLU.__module__:
         return False
-    values = torch.tensor([-100.0, -200.0], device="cpu")
+    values = torch.arange(-200.0, -100.0, device="cpu")  # many: a dropout may lose some
     try:
-        found = call(values)
+        with torch.random.fork_rng(devices=[]):
+            found = call(values)
     except Exception:  # a function of several values of the graph
         return False
     if not isinstance(found, torch.Tensor) or found.shape != values.shape:
         return False
-    return bool(abs(found[0] - found[1]) < 1e-3)
+    return bool(found.max() - found.min() < 1e-3)

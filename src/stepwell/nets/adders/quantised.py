@@ -129,17 +129,17 @@ def quantise(
         batches: inputs that set the ranges, such as some hundred training images.
 
     Raises:
-        ValueError: the network has no adder layer; there is no batch, or one with numbers that are not
-            finite; a number of bits is not 2 to 8.
+        ValueError: the network has no adder layer; there is no batch, or one without an input or with
+            numbers that are not finite; a number of bits is not 2 to 8.
     """
     observed = deepcopy(module).eval()
     layers = adder_layers(observed)
     if not layers:
         raise ValueError("the network has no adder layer: bits are for adder networks")
     names = {layer: name for name, layer in layers.items()}  # the first of several
-    everyone = [(n, names[m]) for n, m in observed.named_modules(remove_duplicate=False) if m in names]
+    all_names = [(n, names[m]) for n, m in observed.named_modules(remove_duplicate=False) if m in names]
     watched = {name: _Observed(layer) for name, layer in layers.items()}
-    for other, name in everyone:
+    for other, name in all_names:
         observed.set_submodule(other, watched[name])
     for batch in batches:
         observed(batch)
@@ -149,6 +149,6 @@ def quantise(
     for count in bits:
         made[count] = deepcopy(module).eval()
         bytes_of = {n: ByteAdderConv2d(w.layer, *w.range(), count) for n, w in watched.items()}
-        for other, name in everyone:
+        for other, name in all_names:
             made[count].set_submodule(other, bytes_of[name])
     return made

@@ -8,7 +8,7 @@ Each token has its own experts. No token is dropped: an expert takes as many as 
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from types import MappingProxyType
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ from torch.special import ndtr
 from stepwell.nets.decisions.deciding import Deciding, deciding_parts, drawn_anew, like_block
 from stepwell.nets.decisions.estimators import refuse_in_graphs
 from stepwell.nets.decisions.executor import mixture
+from stepwell.ranges import check_choice
 
 #: noisy: Shazeer et al.'s gate, whose scores have noise in training. switch: Fedus et al.'s, without.
 Router = Literal["noisy", "switch"]
@@ -83,8 +84,7 @@ class Experts(Deciding):
             raise ValueError(f"a mixture takes two experts or more, not {count}")
         if not 1 <= top_k <= count:
             raise ValueError(f"top_k {top_k}: there are {count} experts, so between 1 and {count}")
-        if router not in get_args(Router):
-            raise ValueError(f"no router {router!r}; there are {', '.join(get_args(Router))}")
+        check_choice("router", router, Router)
         self.top_k, self.kind = top_k, router
         self.experts = nn.ModuleList(deepcopy(expert) for _ in range(count))
         for parameter in self.experts.parameters():

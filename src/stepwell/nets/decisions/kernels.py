@@ -8,7 +8,7 @@ CondConv (Yang et al. 2019): r = sigmoid(R · mean of x over positions). Dynamic
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d, relu
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from stepwell.nets.decisions.deciding import Deciding, deciding_parts, drawn_anew, like_block
-from stepwell.ranges import POSITIVE, check_number
+from stepwell.ranges import POSITIVE, check_choice, check_number
 
 #: condconv: sigmoids, in the last stage. dynamic: attention, in all blocks.
 Routing = Literal["condconv", "dynamic"]
@@ -44,8 +44,7 @@ class MixedConv2d(Deciding):
         super().__init__()
         if kernels < 2:
             raise ValueError(f"a mixed convolution takes two kernels or more, not {kernels}")
-        if routing not in get_args(Routing):
-            raise ValueError(f"no routing {routing!r}; there are {', '.join(get_args(Routing))}")
+        check_choice("routing", routing, Routing)
         assert (conv.bias, conv.groups, conv.padding_mode) == (None, 1, "zeros")
         self.kind = routing
         self.options: dict[str, Any] = {

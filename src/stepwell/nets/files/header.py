@@ -1,4 +1,4 @@
-"""The header in the file of a nested net, which says how to build the net: read and checked."""
+"""Read and check the header of a nested net's file, which says how to build the net."""
 
 import json
 from collections.abc import Mapping

@@ -73,8 +73,8 @@ def save(
         )
     if net.builder is not None and bool(adder_layers(net.module)) != ("adder" in net.builder[1]):
         raise ValueError(
-            f"{path} is not written: the layers of this {net.builder[0]} were converted after it was "
-            "built, which its file could not tell: build it with adder=True"
+            f"{path} is not written: the layers of this {net.builder[0]} are not those that `build` "
+            "made. A file holds adder layers of build(..., adder=True) alone, and none of few bits"
         )
     wrong = net.not_finite() or (beside and not_finite(beside.tensors))
     if wrong:

@@ -12,7 +12,7 @@ Nothing is switched by a flag: `forward(x, "18")` walks path "18".
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -31,17 +31,12 @@ from stepwell.nets.nested.steps import Request, Value, each, feature_of, keyword
 from stepwell.nets.nested.trie import Fork, Node, trie_of
 from stepwell.nets.nested.weights import Weights
 from stepwell.nets.predictions import Answers, Predicts
+from stepwell.ranges import check_choice
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Exit
 
 Status = Literal["trained", "calibrated", "fresh"]
 NormSharing = Literal["private", "shared"]
-
-
-def check_norms(norms: str) -> None:
-    """Raise ValueError for another word than those of `NormSharing`."""
-    if norms not in get_args(NormSharing):
-        raise ValueError(f"no norms {norms!r}: they are {' or '.join(get_args(NormSharing))}")
 
 
 Inputs = Shaped[Tensor, "batch ..."]
@@ -58,7 +53,7 @@ class NestedNet(Predicts, Weights):
         norms: "private" behind the fork; "shared" is an ablation.
 
     Raises:
-        ValueError: as for `check_depth`, or blocks are no whole numbers.
+        ValueError: as for `check_depth`, blocks are no whole numbers, or no such norms.
     """
 
     def __init__(
@@ -70,7 +65,7 @@ class NestedNet(Predicts, Weights):
         *,
         norms: NormSharing = "private",
     ) -> None:
-        check_norms(norms)
+        check_choice("norms", norms, NormSharing)
         super().__init__(module, plan, full, private=norms == "private")
         self.norm_sharing: NormSharing = norms
         self.builder: tuple[str, dict[str, Any]] | None = None
@@ -113,8 +108,7 @@ class NestedNet(Predicts, Weights):
 
     def mark(self, status: Status, *depths: str) -> None:
         """Set the status of `depths` (all, when none is named); ValueError for an unknown one."""
-        if status not in get_args(Status):
-            raise ValueError(f"no status {status!r}; there are {', '.join(get_args(Status))}")
+        check_choice("status", status, Status)
         for depth in depths or tuple(self._paths):
             self.path(depth)
             self._status[depth] = status

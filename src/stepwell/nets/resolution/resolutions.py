@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from stepwell.nets import build, builder_of
-from stepwell.nets.nested.net import NestedNet, NormSharing, check_norms
+from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.nets.nested.plan import join, with_own_norms
 from stepwell.nets.nested.reading import read
 from stepwell.nets.resolution.position_embeddings import resized
+from stepwell.ranges import check_choice
 from stepwell.types import Images, Logits
 
 
@@ -70,7 +71,7 @@ class Resolutions(nn.Module):
                 f"a network with exits ({', '.join(net.exits)}) runs at one resolution: build one "
                 "without exits"
             )
-        check_norms(norms)
+        check_choice("norms", norms, NormSharing)
         self.sizes = tuple(sorted(sizes, reverse=True))
         self.net = net
         self.norm_sharing = norms

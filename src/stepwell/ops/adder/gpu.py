@@ -79,10 +79,10 @@ class Kernels:
         across = max(LEAST, min(BLOCK, 1 << (columns - 1).bit_length()))
         grid = -(-rows // BLOCK), -(-columns // across)
         # Triton starts kernels on the present device, whatever the tensors' is
-        device = next(one.device for one in arguments if isinstance(one, torch.Tensor))
-        here = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        device = next(given.device for given in arguments if isinstance(given, torch.Tensor))
+        on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
         try:
-            with here:
+            with on_device:
                 getattr(triton_kernels, name)[grid](*arguments, BLOCK, across)
         except torch.OutOfMemoryError:
             raise

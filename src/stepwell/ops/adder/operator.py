@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from torch.utils.flop_counter import register_flop_formula
 from stepwell.ops.adder import cpu, gpu, reference
 from stepwell.ops.adder.compiled import library
 from stepwell.ops.adder.reference import Filters, Gradient, Maps, out_size
+from stepwell.ranges import check_choice
 
-#: Of stride and padding, so that sizes stay whole numbers of 32 bits.
+#: Largest stride and padding; sizes then fit into 32 bits.
 LARGEST = 1 << 15
 
 
@@ -35,25 +36,34 @@ def adder_conv2d(
         gradient: "clipped" as in AdderNet; "difference" without the clip, or "sign", for studies.
 
     Raises:
-        ValueError: shapes do not fit, as with groups; there would be no output pixel, or nothing to
-            sum; the tensors hold no floating-point numbers; no such gradient.
+        ValueError: shapes do not fit, as with groups; stride or padding is out of range; there would be
+            no output pixel, or nothing to sum; the tensors hold no floating-point numbers; no such
+            gradient.
         NotImplementedError: a derivative in forward mode is asked for (`torch.func.jvp`).
     """
-    stride, padding = checked_pair("stride", stride, 1), checked_pair("padding", padding, 0)
-    checked_shapes(input, weight, stride, padding)
+    stride, padding = checked(input, weight, stride, padding, gradient)
     for name, tensor in (("maps", input), ("filters", weight)):
         if not tensor.is_floating_point():
             raise ValueError(f"{name} of {tensor.dtype}: adder layers take floating-point numbers")
         if not torch.compiler.is_compiling() and forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError("adder layers have no forward-mode derivative: use backward()")
-    if gradient not in get_args(Gradient):
-        raise ValueError(f"no gradient {gradient!r}; there are {', '.join(get_args(Gradient))}")
     found: Tensor = torch.ops.stepwell.adder_conv2d(input, weight, stride, padding, gradient)
     return found
 
 
-def checked_pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
-    """A number for height and width as two; ValueError if one is no whole number from `least` on."""
+def checked(
+    input: Tensor, weight: Tensor, stride: int | Sequence[int], padding: int | Sequence[int],
+    gradient: str,
+) -> tuple[tuple[int, int], tuple[int, int]]:  # fmt: skip
+    """Stride and padding of a layer; ValueError for whatever a kernel could not compute."""
+    strides, paddings = checked_pair("stride", stride, 1), checked_pair("padding", padding, 0)
+    check_choice("gradient", gradient, Gradient)
+    checked_shapes(input, weight, strides, paddings)
+    return strides, paddings
+
+
+def checked_pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    """A number for height and width as two; ValueError outside of `least` to `LARGEST`."""
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, Integral) and v >= least for v in pair):
         raise ValueError(f"{name} is a whole number of {least} or more, or two of them, not {value!r}")
@@ -95,7 +105,7 @@ def checked_shapes(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Se
 def _forward(
     input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], gradient: str
 ) -> Tensor:
-    checked_shapes(input, weight, stride, padding)  # the operator may be called by its own name
+    checked(input, weight, stride, padding, gradient)  # the operator may be called by its own name
     kernels = _kernels(input, weight)
     found = (reference if kernels is None else kernels).forward(input, weight, stride, padding)
     dtype = torch.promote_types(input.dtype, weight.dtype)
@@ -108,7 +118,7 @@ def _backward(
     gradient: str, needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradients of input and filters; an empty tensor for one that is not needed."""
-    checked_shapes(input, weight, stride, padding)
+    checked(input, weight, stride, padding, gradient)
     size = out_size(input.shape[2:], weight.shape[2:], stride, padding)
     if grad.shape != (len(input), len(weight), *size):
         raise ValueError(f"a gradient of {tuple(grad.shape)} is not that of these maps and filters")
