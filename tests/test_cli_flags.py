@@ -115,6 +115,8 @@ WRONG = {
     "label_rate": ([0, 1.1, "nan"], [1e-3, 1]),
     "slo_ms": ([0, -1, "nan", "inf"], [1e-3]),
     "bits": ([1, 9, 0], [2, 8]),
+    "local_rate": ([-1, "nan"], [0]),
+    "gradient_factor": ([-1, "nan"], [0]),
     "port": ([-1, 65536], [0, 65535]),
     "hysteresis": ([-0.1, 1, "nan"], [0, 0.9]),
     "max_batch": ([0, -1], [1]),
