@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, unfold
 
-from benchmarks.timing import ratio, side_by_side
+from benchmarks.timing import on_threads, ratio, side_by_side
 from stepwell.cost import peak_bytes
 from stepwell.export import export_onnx
 from stepwell.nets import build
@@ -68,8 +68,6 @@ def official_backward(grad: Tensor, x: Tensor, weight: Tensor) -> None:
 
 
 def _kernels(threads: int) -> dict[str, Any]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     x, grad = _maps().relu(), _maps()
     weight = torch.randn(CHANNELS, CHANNELS, 3, 3)
     last = weight.to(memory_format=torch.channels_last)
@@ -89,11 +87,9 @@ def _kernels(threads: int) -> dict[str, Any]:
     for name, library in kernels.items():
         if library is not None:
             calls[name] = partial(_forward, library, x, weight)
-    try:
-        clock = time.process_time if threads == 1 else time.perf_counter
+    clock = time.process_time if threads == 1 else time.perf_counter
+    with on_threads(threads):
         times = side_by_side(calls, rounds=ROUNDS, clock=clock)
-    finally:
-        torch.set_num_threads(before)
     for name in ("official", "official_both", "cdist"):
         times[name] = [t * IMAGES / OFFICIAL for t in times[name]]
     pairs = [
@@ -150,20 +146,19 @@ def _memory() -> dict[str, float]:
 
 def _steps() -> dict[str, Any]:
     """A training step of a whole ResNet-20, over that of the convolutional one, on one thread."""
-    torch.set_num_threads(1)
     x = torch.randn(IMAGES, 3, 2 * PIXELS, 2 * PIXELS).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (IMAGES,))
     calls = {}
     for name, adder in (("adder", True), ("convolutions", False)):
         net = build("resnet20", num_classes=10, adder=adder).to(memory_format=torch.channels_last)
         calls[name] = partial(_step, net, x, labels)
-    times = side_by_side(calls, rounds=ROUNDS, clock=time.process_time)
+    with on_threads(1):
+        times = side_by_side(calls, rounds=ROUNDS, clock=time.process_time)
     return {"adder/convolutions": ratio(times, "adder", "convolutions")}
 
 
 def _graphs() -> dict[str, Any]:
     """An exported adder ResNet-20 in onnxruntime over the network itself, on one thread."""
-    torch.set_num_threads(1)
     net = build("resnet20", num_classes=10, adder=True).eval()
     net.mark("trained")
     net.card = replace(net.card, size=2 * PIXELS)
@@ -183,7 +178,8 @@ def _graphs() -> dict[str, Any]:
             "onnxruntime": partial(graph.run, None, {name: images.numpy()}),
             "net": partial(_answer, own, images.to(memory_format=torch.channels_last)),
         }
-        times = side_by_side(calls, rounds=ROUNDS, clock=time.process_time)
+        with on_threads(1):
+            times = side_by_side(calls, rounds=ROUNDS, clock=time.process_time)
         found[f"onnxruntime/net, {count} at a time"] = ratio(times, "onnxruntime", "net")
     return found
 

@@ -2,7 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
 
 
 def side_by_side(
@@ -25,6 +28,17 @@ def side_by_side(
             if i >= warmup:
                 times[name].append(clock() - start)
     return times
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Run torch on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def ratio(times: Mapping[str, list[float]], a: str, b: str) -> dict[str, float]:
