@@ -120,6 +120,8 @@ def _int8_convolution(x: Tensor, weight: Tensor, threads: int) -> Callable[[], o
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # spinning threads of onnxruntime would take processors from the call that comes next
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
     return partial(session.run, None, {"x": x.numpy()})
 

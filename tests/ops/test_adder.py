@@ -207,7 +207,11 @@ def test_compile_export_and_the_counter_see_through():
     )
 
 
-def test_threads_do_not_change_a_bit():
+@pytest.mark.parametrize("flags", [(), ("-DNO_OPENMP",)])
+def test_threads_do_not_change_a_bit(flags, monkeypatch):
+    kernels = compiled.library(flags)
+    assert kernels is not None
+    monkeypatch.setattr(operator, "library", lambda: kernels)
     torch.manual_seed(0)
     x, weight = torch.randn(8, 32, 16, 16), torch.randn(32, 32, 3, 3)
     found, before = [], torch.get_num_threads()

@@ -39,7 +39,7 @@ def library(extra_flags: Sequence[str] = ()) -> ctypes.CDLL | None:
             return _load(_file(extra_flags))
     except (CompileError, OSError) as error:
         warnings.warn(
-            f"adder layers run 20 to 40 times slower, in plain torch, because their kernel is not "
+            f"adder layers run some 20 times slower, in plain torch, because their kernel is not "
             f"compiled ({' '.join(str(error).split())[:300]}): install a C compiler, or name it by CC",
             stacklevel=2,
         )

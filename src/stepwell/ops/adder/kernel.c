@@ -9,6 +9,10 @@
 // buffer with their padding, so that the loops know no border. Filters lie in vectors of LANES, one
 // filter in a lane. A block of pixels times a few vectors of filters stays in registers.
 // Every unit is computed by one thread in one order: results do not depend on the number of threads.
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE  // RTLD_DEFAULT
+#endif
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -70,13 +74,26 @@ static void *run(void *pointer) {
     return NULL;
 }
 
-// Threads end with the call: nothing spins between calls, and a forked process misses none.
+static void run_here(void *job) { run(job); }
+
+// On the threads of the process's OpenMP, which are torch's (by GCC's interface, which other OpenMPs have, too):
+// they spin for milliseconds after each of torch's operators, and threads of our own would wait for their
+// processors. Where there is no OpenMP, threads start and end with the call.
 static int parallel(const Layer *layer, Work work, int units, size_t scratch, int threads) {
+    typedef void Parallel(void (*)(void *), void *, unsigned, unsigned);
     Job job = {layer, work, units, scratch, 0, 0};
     pthread_t others[64];
     int started = 0;
     threads = threads > 64 ? 64 : threads;
     threads = threads > units ? units : threads;
+    Parallel *openmp = NULL;
+#ifndef NO_OPENMP  // which a test sets
+    if (threads > 1) openmp = (Parallel *)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+#endif
+    if (openmp) {
+        openmp(run_here, &job, threads, 0);
+        return atomic_load(&job.failed);
+    }
     while (started < threads - 1 && !pthread_create(&others[started], NULL, run, &job)) started++;
     run(&job);
     for (int i = 0; i < started; i++) pthread_join(others[i], NULL);
