@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import fx, nn
 
-from stepwell.nets.adders.layers import AdderConv2d, NormedLinear
+from stepwell.nets.adders.layers import AdderConv2d, NormedLinear, replace_layers
 from stepwell.nets.decisions.deciding import deciding_parts
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.plan import is_norm
@@ -85,11 +85,9 @@ def to_adder(
             raise NoAdderFormError(
                 f"{name}: {error}", f"keep it as it is with keep=[{name!r}]"
             ) from None
-    all_names = [*module.named_modules(remove_duplicate=False)]
+    replace_layers(module, {layers[name]: layer for name, layer in made.items()})
     for name, layer in made.items():
         layer.train(module.training)
-        for shared in [n for n, m in all_names if m is layers[name]]:  # a layer may have several names
-            module.set_submodule(shared, layer)
         for norm in behind[name]:
             if isinstance(weight := norm.weight, nn.Parameter):
                 nn.init.ones_(weight)

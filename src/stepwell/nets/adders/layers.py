@@ -1,5 +1,6 @@
 """The layers of an adder network."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -92,6 +93,13 @@ class NormedLinear(nn.Linear):
         """Features to logits."""
         logits: Tensor = self.norm(linear(input, self.weight))
         return logits
+
+
+def replace_layers(module: nn.Module, others: Mapping[nn.Module, nn.Module]) -> None:
+    """Put other layers in the place of some, under every name that these have."""
+    for name, layer in [*module.named_modules(remove_duplicate=False)]:
+        if layer in others:
+            module.set_submodule(name, others[layer])
 
 
 def adder_layers(module: nn.Module) -> dict[str, AdderConv2d]:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stepwell.nets.adders.layers import AdderConv2d, adder_layers
+from stepwell.nets.adders.layers import AdderConv2d, adder_layers, replace_layers
 from stepwell.ops.adder import sum_of_absolute_differences
 
 #: Share of the inputs within the range; numbers of a batch of which it is taken, at most.
@@ -136,11 +136,8 @@ def quantise(
     layers = adder_layers(observed)
     if not layers:
         raise ValueError("the network has no adder layer: bits are for adder networks")
-    names = {layer: name for name, layer in layers.items()}  # the first of several
-    all_names = [(n, names[m]) for n, m in observed.named_modules(remove_duplicate=False) if m in names]
     watched = {name: _Observed(layer) for name, layer in layers.items()}
-    for other, name in all_names:
-        observed.set_submodule(other, watched[name])
+    replace_layers(observed, {layers[name]: layer for name, layer in watched.items()})
     for batch in batches:
         observed(batch)
     if not all(layer.ranges for layer in watched.values()):
@@ -148,7 +145,9 @@ def quantise(
     made = {}
     for count in bits:
         made[count] = deepcopy(module).eval()
-        bytes_of = {n: ByteAdderConv2d(w.layer, *w.range(), count) for n, w in watched.items()}
-        for other, name in all_names:
-            made[count].set_submodule(other, bytes_of[name])
+        of_bytes: dict[nn.Module, nn.Module] = {
+            layer: ByteAdderConv2d(layer, *watched[name].range(), count)
+            for name, layer in adder_layers(made[count]).items()
+        }
+        replace_layers(made[count], of_bytes)
     return made

@@ -22,11 +22,7 @@ from stepwell.nets.adders.layers import adder_layers
 from stepwell.nets.build import builder_of
 from stepwell.nets.card import Card
 from stepwell.nets.decisions.deciding import use_break_even
-from stepwell.nets.files.container import (
-    digest,
-    network_file,
-    structure_of,
-)  # fmt: skip
+from stepwell.nets.files.container import digest, network_file, structure_of
 from stepwell.nets.files.header import card_of, read_file, read_own
 from stepwell.nets.nested.exits import describe_head, make_head
 from stepwell.nets.nested.net import NestedNet

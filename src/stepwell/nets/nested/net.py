@@ -37,8 +37,6 @@ from stepwell.types import Exit
 
 Status = Literal["trained", "calibrated", "fresh"]
 NormSharing = Literal["private", "shared"]
-
-
 Inputs = Shaped[Tensor, "batch ..."]
 
 
