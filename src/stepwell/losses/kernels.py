@@ -16,7 +16,7 @@ the filters' gradient, that direction leaves little for the task.
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import avg_pool2d, layer_norm, pad
 
 from stepwell.losses.precision import in_full_precision
 
@@ -45,8 +45,9 @@ def gaussian_exponent(
 
 @in_full_precision
 def standardised(maps: Maps) -> Maps:
-    """(m - mean) / std over all maps of the batch."""
-    return (maps - maps.mean()) / maps.std(correction=0).clamp_min(1e-12)
+    """(m - mean) / std over all maps of the batch; zeros where all are equal."""
+    rows = maps.permute(0, 2, 3, 1)  # as they lie in memory
+    return layer_norm(rows, rows.shape, eps=1e-24).permute(0, 3, 1, 2)
 
 
 @in_full_precision
