@@ -406,6 +406,15 @@ def test_a_home_that_runs_no_programs_is_copied_from(home, monkeypatch):
     assert len(notes) == 1
 
 
+def test_without_a_folder_for_programs_the_note_says_what_to_set(home, monkeypatch):
+    def refusing(file):
+        raise OSError(f"{file}: failed to map segment from shared object")
+
+    monkeypatch.setattr(compiled, "_open", refusing)
+    with pytest.warns(UserWarning, match="in plain torch, .*: set XDG_CACHE_HOME to a folder .* by CC"):
+        assert compiled.library() is None
+
+
 #: Compiler flags of other processors than this one.
 TARGETS = {"AVX2": ("-mno-avx512f",), "generic": ("-march=x86-64",)}
 

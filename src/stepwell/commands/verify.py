@@ -16,13 +16,15 @@ from stepwell.flags import flag
 ALL_DYNAMIC = "dynamic"
 #: Leaves whose studies take texts, where the others take images.
 ON_TEXTS = ("textexits", "sequences")
+#: Seeds by default, of a study and of its quick version.
+SEEDS = {False: 3, True: 1}
 
 
 def verify(
     system: Positional[str],
     *,
     quick: bool = False,
-    seeds: int = 3,
+    seeds: int | None = None,
     data: str | None = None,
     size: int | None = None,
     epochs: int | None = None,
@@ -46,7 +48,7 @@ def verify(
     Args:
         system: a name (`stepwell list`), or dynamic: every leaf of `stepwell list dynamic`.
         quick: a tiny version, to check that everything runs; its numbers mean nothing.
-        seeds: number of trainings of each arm.
+        seeds: number of trainings of each arm; by default 3, or 1 with --quick.
         data: a folder or a name, instead of the system's own: of images; for dkge of snapshots
             (2008/train.tsv, valid.tsv, test.tsv, 2009/...), of which the last four are used; for bert
             and textexits of texts (train.tsv, dev.tsv); for cnc of complex networks with groups.tsv.
@@ -67,7 +69,8 @@ def verify(
     changes = {"data": data, "size": size, "epochs": epochs, "net": net}
     verified = partial(
         verify_system, changes={name: value for name, value in changes.items() if value is not None},
-        quick=quick, seeds=seeds, workers=workers, arms=arms, precision=precision,
+        quick=quick, seeds=SEEDS[quick] if seeds is None else seeds, workers=workers, arms=arms,
+        precision=precision,
     )  # fmt: skip
     folder, several = out or Path("runs") / f"verify-{system}", system == ALL_DYNAMIC
     systems = [name for name in dynamic_systems() if quick or name not in ON_TEXTS]

@@ -36,7 +36,7 @@ def verify_system(
 
     Args:
         changes: in place of the study's common arguments.
-        quick: the tiny version, with one seed and in this process.
+        quick: the tiny version, in this process.
         arms: patterns of the arms to run, with those that they need; all by default.
         precision: of every arm's training, as `Loop` has it.
 
@@ -62,7 +62,7 @@ def verify_system(
         common["loop"] = Loop(precision=precision)
     _check_taken(study, {*changes, *(["loop"] if "loop" in common else [])})
     if quick:
-        seeds, workers = 1, 0
+        workers = 0
     total = len(study.arms) * seeds
     started, finished = time.monotonic(), 0
 

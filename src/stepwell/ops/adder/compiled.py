@@ -19,6 +19,9 @@ SOURCE = Path(__file__).parent / "kernel.c"
 FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 #: Seconds that a compiler may take.
 COMPILE_TIMEOUT = 120
+#: What to do without a compiler, and where no folder takes the library.
+INSTALL = "install a C compiler, or name it by CC"
+PLACE = "set XDG_CACHE_HOME to a folder that can be written and holds programs"
 
 
 class CompileError(Exception):
@@ -38,9 +41,10 @@ def library(extra_flags: Sequence[str] = ()) -> ctypes.CDLL | None:
         except UnloadableError:  # its file is removed
             return _load(_file(extra_flags))
     except (CompileError, OSError) as error:
+        advice = INSTALL if isinstance(error, CompileError) else f"{PLACE}, or name another compiler by CC"
         warnings.warn(
             f"adder layers run some 20 times slower, in plain torch, because their kernel is not "
-            f"compiled ({' '.join(str(error).split())[:300]}): install a C compiler, or name it by CC",
+            f"compiled ({' '.join(str(error).split())[:300]}): {advice}",
             stacklevel=2,
         )
         return None
@@ -110,8 +114,7 @@ def _file(extra_flags: Sequence[str]) -> Path:
 
 def _note_copy(problem: str) -> None:
     warnings.warn(
-        f"the compiled adder kernel {problem}, so each process makes a copy of its own: set "
-        "XDG_CACHE_HOME to a folder that can be written and holds programs",
+        f"the compiled adder kernel {problem}, so each process makes a copy of its own: {PLACE}",
         stacklevel=5,
     )
 
