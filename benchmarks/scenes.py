@@ -1,12 +1,13 @@
 """Scenes for networks that look at parts of an image: a handwritten digit somewhere on a photograph.
 
 `python -m benchmarks.scenes OUT` writes class folders, and close-ups of the size of a glance below
-OUT/close, for the encoders that a network of glances starts from. The digits and the photographs are
+OUT/close, for the encoders that a network of glances starts from. `--digits 8 10` makes the digits so
+small that they cannot be read at two thirds of the size either. The digits and the photographs are
 real ones of scikit-learn, without a download; the scenes are made of them: light ink on darkened
 photographs. On a third of the size, a digit is a spot: it shows where to look, and not what it is.
 """
 
-import sys
+import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ from sklearn.datasets import load_sample_images
 
 from stepwell.data import load_images
 
-#: Sides of a scene, of a close-up and of the digit on them, and scenes of a class in each part.
-SIZE, CLOSE, SIDES, COUNTS = 96, 32, (14, 18), {"train": 600, "test": 300}
+#: Sides of a scene, of a close-up and of the digit on them (from, to), and scenes of a class by part.
+SIZE, CLOSE, SIDES, COUNTS = 96, 32, (14, 17), {"train": 600, "test": 300}
 
 
 class Parts:
@@ -86,18 +87,22 @@ def write_parts(
 
 
 def write_scene(
-    parts: Parts, number: int, rng: np.random.Generator, path: Path, size: int = SIZE
-) -> None:
+    parts: Parts, number: int, rng: np.random.Generator, path: Path, size: int = SIZE,
+    sides: tuple[int, int] = SIDES,
+) -> None:  # fmt: skip
     """Write a digit at a random place and size."""
     pixels = parts.background(size, size, rng)
-    ink, colour = parts.ink(number, int(rng.integers(*SIDES)), rng)
+    ink, colour = parts.ink(number, int(rng.integers(*sides, endpoint=True)), rng)
     top, left = (int(v) for v in rng.integers(0, size - len(ink) + 1, 2))
     paste(pixels, ink, colour, top, left)
     as_image(pixels).save(path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("python -m benchmarks.scenes OUT")
-    write_parts(Path(sys.argv[1]), COUNTS, write_scene)
-    write_parts(Path(sys.argv[1]) / "close", COUNTS, partial(write_scene, size=CLOSE), seed=1)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--digits", type=int, nargs=2, default=SIDES, metavar=("FROM", "TO"))
+    given = parser.parse_args()
+    scene = partial(write_scene, sides=tuple(given.digits))
+    write_parts(given.out, COUNTS, scene)
+    write_parts(given.out / "close", COUNTS, partial(scene, size=CLOSE), seed=1)

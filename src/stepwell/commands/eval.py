@@ -63,8 +63,8 @@ def eval_(
         criterion: measure of how sure a depth is: the top probability (confidence, the default), the
             entropy, the number of depths in a row that agree (patience), or the probability to be
             right, fitted on the validation part (learned).
-        search: of the thresholds: best for the goal (the default), or geometric shares of the images
-            (MSDNet's baseline).
+        search: how thresholds are found: the best for the goal (the default), or those that give each
+            depth a geometric share of the images (MSDNet's baseline).
         temper: divide the logits of each depth by the temperature that fits the validation part.
         save: save the cascade in the network's file, for `stepwell predict --cascade`.
         bits: of an adder network: also measure it with adder layers of this many bits, such as 8 6 5 4,
@@ -75,7 +75,7 @@ def eval_(
             net is the teacher of the sub-nets.
         teacher_mean: mean of the teacher's images per channel, of pixels in [0, 1], if the teacher does
             not say it (most ONNX files).
-        teacher_std: standard deviation of the teacher's images, likewise.
+        teacher_std: their standard deviation; needed in the same case.
         control: a student of another teacher (usually another seed), trained in the same way. Only
             agreement beyond the control's comes from this teacher.
         interpolate: number of points to measure on the straight line from the student's weights to the

@@ -82,7 +82,8 @@ def serve(
         threads: threads of the network, with --ray of each replica; by default as many as torch takes,
             and 1 with --ray.
         ray: serve from replicas in Ray, on this machine or on the Ray cluster that it belongs to.
-        replicas: of --ray, how many at least and at most; Ray adds some when many requests wait.
+        replicas: with --ray: the least and the greatest number of replicas; Ray adds some when
+            many requests wait.
     """
     require(("ray",) if ray else ())
     if not ray and replicas != (1, 2):

@@ -50,11 +50,12 @@ def verify(
         quick: a tiny version, to check that everything runs; its numbers mean nothing.
         seeds: number of trainings of each arm; by default 3, or 1 with --quick.
         data: a folder or a name, instead of the system's own: of images; for dkge of snapshots
-            (2008/train.tsv, valid.tsv, test.tsv, 2009/...), of which the last four are used; for bert
-            and textexits of texts (train.tsv, dev.tsv); for cnc of complex networks with groups.tsv.
+            (2008/train.tsv, valid.tsv, test.tsv, 2009/...), of which the last four are used; for bert,
+            textexits and sequences of texts (train.tsv, dev.tsv); for pseudo of images with boxes (COCO
+            json); for frames of clips; for cnc of complex networks with groups.tsv.
         size: height and width of the images; by default the system's own.
         epochs: passes over the training part, of every arm; by default the system's own.
-        net: of bert and textexits: the encoder's folder (config.json, tokenizer.json,
+        net: of bert, textexits and sequences: the encoder's folder (config.json, tokenizer.json,
             model.safetensors).
         precision: number format of every arm's training; bf16 pays where the processor has it.
         arms: names or patterns ("20*") of the arms to run; claims about others are left out. An unknown

@@ -47,7 +47,7 @@ class Looking:
         glances: number of glances; the first sees everything, scaled down.
         policy_epochs: passes for the policy alone.
         tune_epochs: last passes for the network, which sees what the policy looks at.
-        discount: weight of what the next glance gains, beside what this one does.
+        discount: weight of the gain of the next glance; the gain of this one has weight 1.
         spread: standard deviation of places in training.
     """
 

@@ -22,6 +22,7 @@ COMPILE_TIMEOUT = 120
 #: What to do without a compiler, and where no folder takes the library.
 INSTALL = "install a C compiler, or name it by CC"
 PLACE = "set XDG_CACHE_HOME to a folder that can be written and holds programs"
+RETRY = f"{PLACE}, or name another compiler by CC"
 
 
 class CompileError(Exception):
@@ -41,7 +42,7 @@ def library(extra_flags: Sequence[str] = ()) -> ctypes.CDLL | None:
         except UnloadableError:  # its file is removed
             return _load(_file(extra_flags))
     except (CompileError, OSError) as error:
-        advice = INSTALL if isinstance(error, CompileError) else f"{PLACE}, or name another compiler by CC"
+        advice = INSTALL if isinstance(error, CompileError) else RETRY
         warnings.warn(
             f"adder layers run some 20 times slower, in plain torch, because their kernel is not "
             f"compiled ({' '.join(str(error).split())[:300]}): {advice}",
