@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -120,6 +121,8 @@ def test_several_intervals_are_right_together_at_a_higher_level_each():
         (-0.1, 0.1, False, "not decided"),
         (-0.1, 0.1, True, "not decided"),
         (0.0, 0.1, False, "not decided"),  # an end on the margin
+        (math.nan, math.nan, False, "not decided"),
+        (math.nan, math.nan, True, "not decided"),
     ],
 )
 def test_a_verdict_is_the_side_of_the_margin(low, high, below, verdict):
@@ -153,6 +156,7 @@ def study_of(*claims, arms=None, **options):
         ([-1.0, -1.1, -1.2], False, "refuted"),
         ([-1.0, -1.1, -1.2], True, "holds"),
         ([1.0], False, "not decided"),
+        ([1.0, math.nan, 1.2], False, "not decided"),
     ],
 )
 def test_a_claim_is_judged_by_its_interval(values, below, verdict):
@@ -407,7 +411,7 @@ ARMS = ["20 < 32, nested", "20, offline KD"]
 
 def quick(folder, arms=ARMS):
     return verify_system(
-        "ekd", {"part": "1/4"}, quick=True, seeds=3, workers=1, folder=folder, arms=arms
+        "ekd", {"part": "1/4"}, quick=True, seeds=1, workers=1, folder=folder, arms=arms
     )
 
 
@@ -469,6 +473,27 @@ def test_every_exploratory_claim_answers_a_question_of_its_study(system):
     assert all(any(fnmatchcase(arm, pattern) for arm in study.arms) for pattern in arms)
     points = [p for curve in study.plot.curves.values() for p in curve]
     assert {point.arm for point in points} <= study.arms.keys()
+
+
+def failing(*, out: Path, data: str = "", seed: int = 0, wait: float = 0.0) -> dict[str, Any]:
+    """An arm that fails where it does not wait."""
+    time.sleep(wait)
+    if not wait:
+        raise ValueError("this arm fails")
+    return {"seconds": wait}
+
+
+def test_a_failure_is_told_before_the_other_trainings_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "stepwell.claims.kit.study._marks", lambda study, common: dict.fromkeys(arms, ("", ""))
+    )
+    arms = {
+        "long": Arm("claims.test_kit:failing", {"wait": 5.0}),
+        "bad": Arm("claims.test_kit:failing"),
+    }
+    with pytest.raises(ValueError, match="this arm fails"):
+        run_study(study_of(arms=arms), {}, [0], tmp_path, workers=2, done=lambda *_: None)
+    assert "bad, seed 0, failed, and 1 other trainings end before this" in capsys.readouterr().err
 
 
 def test_workers_end_with_the_study(tmp_path):

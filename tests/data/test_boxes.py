@@ -174,7 +174,7 @@ def test_test_parts_have_the_classes_of_training_and_none_of_its_images(root):
     with pytest.raises(
         ValueError, match=r"test-2.png is training image .*train-5.png \(equal content\)"
     ):
-        check_apart(train, test)
+        check_apart({"training": train, "validation": None, "test": test})
 
 
 def test_images_of_one_name_in_two_folders_need_their_path(root):

@@ -502,6 +502,21 @@ def test_groups_stay_whole(tmp_path):
         set_aside(np.array(["x", "y", "y"]), np.array([0, 0, 1]), ("a", "b"), 0.2)
 
 
+def test_every_class_keeps_a_group_on_both_sides():
+    # the smallest group of b is the last one of a that stays
+    groups = np.repeat(["g1", "g2", "g2", "g3"], [10, 10, 10, 30])
+    labels = np.repeat([0, 0, 1, 1], [10, 10, 10, 30])
+    aside = set_aside(groups, labels, ("a", "b"), 0.2)
+    assert {*labels[aside]} == {*labels[~aside]} == {0, 1}
+    assert not {*groups[aside]} & {*groups[~aside]}
+    every, both = np.array(["x", "y", "x", "y", "y"]), np.array([0, 0, 1, 1, 1])
+    aside = set_aside(every, both, ("a", "b"), 0.2)
+    assert {*both[aside]} == {*both[~aside]} == {0, 1}
+    three = np.array(["x", "y", "y", "z", "z", "x"])  # each class in two of three groups
+    with pytest.raises(ValueError, match="each of its groups is the last one of a class that stays"):
+        set_aside(three, np.array([0, 0, 1, 1, 2, 2]), ("a", "b", "c"), 0.2)
+
+
 def test_a_card_records_the_format_and_refuses_nonsense():
     assert format_of({}) is PHOTOGRAPHS
     assert format_of({"format": "network"}).record == HOW

@@ -139,3 +139,14 @@ def test_no_gradient_is_recorded():
 def test_no_data_is_an_error():
     with pytest.raises(ValueError, match="nothing to evaluate"):
         evaluate(lambda x: x, [])
+    with pytest.raises(ValueError, match="there is no example to measure on"):
+        Tally().add({"": torch.zeros(0, 3)}, torch.zeros(0, dtype=torch.long)).measures()
+
+
+def test_labels_are_classes_of_any_integer_type():
+    z, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    expected = Tally().add({"": z}, labels).measures()
+    assert Tally().add({"": z}, labels.int()).measures() == expected
+    for strange in (-1, 3):
+        with pytest.raises(ValueError, match=f"a label of {strange} is none of the 3 classes"):
+            Tally().add({"": z}, labels.where(labels != 2, strange))

@@ -68,6 +68,16 @@ def best_of_all(confidence, right, costs, goal):
     return max(met, key=lambda o: (o[0], -o[1])) if met else None
 
 
+def test_a_threshold_stands_between_two_scores():
+    confidence, right = scores(2, 50, 0)
+    found = find_thresholds(confidence, right, COSTS[::2], Goal(cost=(COSTS[0] + COSTS[2]) / 2))
+    (value,) = found.values
+    above, below = confidence[0] >= value, confidence[0] < value
+    assert above.any()
+    assert below.any()
+    assert confidence[0][above].min() > value > confidence[0][below].max()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 9999), st.integers(1, 20), goals)
 def test_two_depths_get_the_best_threshold_there_is(seed, n, goal):

@@ -50,6 +50,10 @@ def test_depths_are_measured_as_results_hold_them(nets):
     assert list(results["costs"]) == ["8", "14"]
     assert {"8/accuracy", "14/ece", "8/agreement"} <= results["test"].keys()
     assert "8/churn/14" in results["churn"]
+    state = {name: value.clone() for name, value in net.train().state_dict().items()}
+    assert measure.measure_depths(net, measure.parts_for(net, "digits").test)["test"] == results["test"]
+    assert net.training
+    assert all(value.equal(state[name]) for name, value in net.state_dict().items())
     assert "measure" in stepwell.__all__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = measure.nothing

@@ -23,7 +23,7 @@ from stepwell.measure.skipping import (
     without_gates,
 )
 from stepwell.methods.skipping import Skipping
-from stepwell.nets.decisions.skipping import add_price, gated_blocks
+from stepwell.nets.decisions.skipping import gated_blocks, priced
 from stepwell.nets.files.container import kind_of
 from stepwell.nets.files.nested import fingerprint, load, rewrite_card
 from stepwell.recipes import train
@@ -49,11 +49,16 @@ def test_a_budget_shifts_all_gates(trained, capsys, image_folder):
     low, high = budgets[0][1], budgets[-1][1]
     (part := parts_of(net, out, json.loads((out / "config.json").read_text()), None).validation)
     settled = observe_skipping(net, part).open.mean()
-    add_price(net.module, 2.0)
-    assert observe_skipping(net, part).open.mean() <= settled
+    with priced(net.module, 2.0):
+        assert observe_skipping(net, part).open.mean() <= settled
+    assert observe_skipping(net, part).open.mean() == settled
     results = stepwell.open_network(out).do("evaluate", budget_macs=low)
     most = skipping_macs(net, 8).all
     assert results["costs"]["chosen"]["macs"] < most
+    opened = stepwell.open_network(out)  # a budget holds for its call alone
+    free = opened.do("evaluate")["costs"]["chosen"]["macs"]
+    opened.do("evaluate", budget_macs=low)
+    assert opened.do("evaluate")["costs"]["chosen"]["macs"] == free
     photo = image_folder(("a",), 1, (8, 8))
     cli.main(["predict", str(out), str(photo), "--budget-macs", f"{high}"])
     assert f"cost penalty {budgets[-1][0]:g}: " in capsys.readouterr().err

@@ -94,16 +94,14 @@ def read_parts(data: Path, files: BoxFiles = BoxFiles()) -> BoxParts:
     if test_file is None and files.valid is None:
         test_file, valid_file = valid_file, None
     notes, parts = [*train.notes], []
-    for name, file in (("test", test_file), ("validation", valid_file)):
+    for file in (test_file, valid_file):
         part = None
         if file is not None:
             part = read_boxes(file, _images_of(file, data, files), train.classes)
-            check_apart(train, part, name)
             notes += part.notes
         parts.append(part)
     test, validation = parts
-    if test is not None and validation is not None:
-        check_apart(validation, test)
+    check_apart({"training": train, "validation": validation, "test": test})
     folder = _images_of(train_file, data, files)
     read = [part for part in (train, test, validation) if part is not None]
     if left := unlisted(folder, *read):
@@ -217,17 +215,14 @@ def read_pool(
         test_file, valid_file = valid_file, None
     notes = [*(labelled.notes if labelled is not None else ())]
     parts: list[BoxSet | None] = []
-    for name, file in (("test", test_file), ("validation", valid_file)):
+    for file in (test_file, valid_file):
         part = None
         if file is not None:
             part = read_boxes(file, _images_of(file, data, files), classes)
             notes += part.notes
-            if labelled is not None:
-                check_apart(labelled, part, name)
         parts.append(part)
     test, validation = parts
-    if test is not None and validation is not None:
-        check_apart(validation, test)
+    check_apart({"training": labelled, "validation": validation, "test": test})
     if labelled is not None and test is None:
         labelled, test = labelled.split(ASIDE)
         notes.append(f"there is no test part: {len(test)} of the labelled images are set aside for it")

@@ -278,14 +278,18 @@ def unlabelled(files: Sequence[Path], classes: Sequence[str] = (), where: Path |
     )  # fmt: skip
 
 
-def check_apart(train: BoxSet, test: BoxSet, part: str = "test") -> None:
-    """Raise ValueError if an image of `test` is among those of `train`, under whatever name."""
-    known = dict(zip(train.contents, train.files, strict=True))
-    for content, file in zip(test.contents, test.files, strict=True):
-        if (twin := known.get(content)) is not None:
-            raise ValueError(
-                f"{part} image {file} is training image {twin} (equal content): remove one of them"
-            )
+def check_apart(parts: Mapping[str, BoxSet | None]) -> None:
+    """Raise ValueError if an image of one part, by name, is in another one, under whatever name."""
+    known: dict[bytes, tuple[str, Path]] = {}
+    for part, images in parts.items():
+        own = {} if images is None else dict(zip(images.contents, images.files, strict=True))
+        for content, file in own.items():
+            if content in known:
+                other, twin = known[content]
+                raise ValueError(
+                    f"{part} image {file} is {other} image {twin} (equal content): remove one of them"
+                )
+        known |= {content: (part, file) for content, file in own.items()}
 
 
 def content_of(file: Path) -> bytes:

@@ -50,7 +50,9 @@ def set_aside(
 ) -> NDArray[np.bool_]:
     """Choose whole groups with about `fraction` of every class, the same ones at every call.
 
-    ValueError for a class whose examples are all in one group.
+    Every class keeps a group on both sides.
+
+    ValueError for a class where that is impossible, such as one whose examples are all in one group.
     """
     names, group = np.unique(groups, return_inverse=True)
     table = np.zeros((len(names), len(classes)))
@@ -62,20 +64,25 @@ def set_aside(
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(names))
     order = order[np.argsort(-table[order].sum(1), kind="stable")]  # small groups fill up
     chosen = np.zeros(len(names), bool)
+
+    def spare(one: int) -> bool:
+        """Check that every class of a group has another group that is not chosen."""
+        return bool(((table[~chosen] > 0)[:, table[one] > 0].sum(0) > 1).all())
+
     for index in np.argsort(sizes, kind="stable").tolist():  # small classes have the least choice
         for one in order.tolist():
             inside = table[chosen, index].sum()
             wanted = fraction * sizes[index] - inside
-            left = ((table[~chosen] > 0)[:, table[one] > 0].sum(0) > 1).all()
-            if (
-                table[one, index]
-                and not chosen[one]
-                and left
-                and table[one, index] <= max(2 * wanted, 0)
-            ):
+            fits = 0 < table[one, index] <= max(2 * wanted, 0)
+            if fits and not chosen[one] and spare(one):
                 chosen[one] = True
         if not table[chosen, index].sum():
-            able = [g for g in order[::-1].tolist() if table[g, index]]
+            able = [g for g in order[::-1].tolist() if table[g, index] and spare(g)]
+            if not able:
+                raise ValueError(
+                    f"class {classes[index]!r} cannot be split in two: each of its groups is the last "
+                    "one of a class that stays; make smaller groups"
+                )
             chosen[able[0]] = True
     return chosen[group]
 

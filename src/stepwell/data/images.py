@@ -139,9 +139,16 @@ class ImageSet:
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel, pixels scaled to [0, 1], of up to 5,000 images."""
         chosen = torch.linspace(0, len(self) - 1, min(len(self), 5000)).long()
-        x = self.pixels[chosen].double().div(255).transpose(0, 1).flatten(1)
-        mean, std = x.mean(1), x.std(1).clamp_min(1e-3)
-        return tuple(mean.tolist()), tuple(std.tolist())
+        count, sums, squares = 0, torch.zeros(()).long(), torch.zeros(()).long()
+        for some in chosen.split(64):  # all at once would take 16 times the memory of the bytes
+            x = self.pixels[some].int()
+            count += x[:, 0].numel()
+            sums = sums + x.sum((0, 2, 3))
+            squares = squares + x.square().sum((0, 2, 3))
+        mean = sums.double() / max(1, count)
+        variance = (squares.double() - mean * sums) / max(1, count - 1)
+        std = (variance.clamp_min(0).sqrt() / 255).clamp_min(1e-3)
+        return tuple((mean / 255).tolist()), tuple(std.tolist())
 
     @cached_property
     def fingerprint(self) -> str:

@@ -39,20 +39,23 @@ class Tokenizer:
             from tokenizers import Tokenizer as Library
         self.content, self.limit, self.padding = content, limit, padding
         try:
-            self._library = Library.from_str(content)
+            self._library, self._cutting = Library.from_str(content), Library.from_str(content)
         except Exception as error:  # the library raises Exception itself
             raise ValueError(
                 f"the encoder's tokenizer.json cannot be read ({error}): write it again with "
                 "tokenizer.save_pretrained"
             ) from error
-        self._library.no_padding()
-        self._library.no_truncation()
+        # two, because threads share them and truncation is a state of the library's object
+        for library in (self._library, self._cutting):
+            library.no_padding()
+            library.no_truncation()
         self.special = special = int(self._library.num_special_tokens_to_add(True))
         if limit <= special:
             raise ValueError(
                 f"a text of {limit} token{'s' * (limit != 1)} has no room beside its {special} special "
                 f"ones: allow {special + 1} or more (--max-tokens)"
             )
+        self._cutting.enable_truncation(limit, strategy="longest_first")
 
     @property
     def words(self) -> int:
@@ -73,8 +76,7 @@ class Tokenizer:
     @property
     def cutting(self) -> str:
         """The content of a tokenizer.json that cuts texts as this one does, for other programs."""
-        self._library.enable_truncation(self.limit, strategy="longest_first")
-        return str(self._library.to_str())
+        return str(self._cutting.to_str())
 
     @property
     def separator(self) -> int | None:
@@ -90,11 +92,9 @@ class Tokenizer:
         Of a pair the longer text is cut first.
         """
         pairs = [text[0] if len(text) == 1 else text for text in texts]
-        self._library.no_truncation()
         ids = [one.ids for one in self._library.encode_batch_fast(pairs)]
         long = [i for i, one in enumerate(ids) if len(one) > self.limit]
-        self._library.enable_truncation(self.limit, strategy="longest_first")
-        for i, one in zip(long, self._library.encode_batch_fast([pairs[i] for i in long]), strict=True):
+        for i, one in zip(long, self._cutting.encode_batch_fast([pairs[i] for i in long]), strict=True):
             ids[i] = one.ids
         return ids, len(long)
 

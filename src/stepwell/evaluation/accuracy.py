@@ -23,9 +23,14 @@ class Tally:
     examples = 0
 
     def add(self, logits: Mapping[str, Logits], labels: Labels) -> "Tally":
-        """Add a batch: logits (batch, classes) by name, in single precision, and the true classes."""
-        z = in_single_precision(logits)
+        """Add a batch: logits (batch, classes) by name, in single precision, and the true classes.
+
+        ValueError for a label that is no class, such as -1 (no label).
+        """
+        z, labels = in_single_precision(logits), labels.long()
         names, batch, classes = z.shape
+        if strange := labels[(labels < 0) | (labels >= classes)].tolist():
+            raise ValueError(f"a label of {strange[0]} is none of the {classes} classes: leave it out")
         if not self.examples:
             self.names = tuple(logits)
             self._same = self._both_right = torch.zeros(names, names, dtype=torch.long)
@@ -51,6 +56,8 @@ class Tally:
 
     def measures(self, classes: Sequence[str] = ()) -> dict[str, float]:
         """Accuracy, NLL, ECE and agreement of every name, as `evaluate` returns them."""
+        if not self.examples:
+            raise ValueError("there is no example to measure on")
         n, present = self.examples, self._labels.nonzero().flatten().tolist()
         counts = self._labels[present]
         uneven = int(counts.max()) >= 1.5 * int(counts.min())

@@ -29,6 +29,7 @@ from stepwell.nets import NestedNet
 from stepwell.nets.files.container import state_digest
 from stepwell.nets.files.nested import save
 from stepwell.nets.files.onnx import file_sha256, open_onnx, runner, weights_of
+from stepwell.nets.inputs import blank_inputs
 from stepwell.nets.nested.cascade import Cascade
 
 Format = Literal["onnx", "pt2", "safetensors"]
@@ -173,7 +174,7 @@ def _about(net: NestedNet, depth: str) -> dict[str, Any]:
     if "macs" not in known and net.card.size:
         plain = net.subnet(depth).cpu()
         known["params"] = sum(p.numel() for p in plain.parameters())
-        known["macs"] = count_macs(plain, torch.zeros(1, 3, net.card.size, net.card.size))
+        known["macs"] = count_macs(plain, blank_inputs(plain, net.card))
     times = {device: rows[depth] for device, rows in net.card.latency.items() if depth in rows}
     return known | {"status": net.status[depth], "latency": times}
 
@@ -229,7 +230,7 @@ def put_in_place(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder")
     existed = folder.exists()
-    strange = [f.name for f in folder.iterdir() if f.suffix in SUFFIXES] if existed else []
+    strange = [f.name for f in folder.iterdir() if f.suffix.lower() in SUFFIXES] if existed else []
     if strange:
         raise ValueError(f"{folder} holds pictures, such as {strange[0]}: name a folder of its own")
     folder.mkdir(parents=True, exist_ok=True)

@@ -150,8 +150,8 @@ def calibrated_cascade(network: Network, parts: Any, save: bool, **how: Any) -> 
     `how` are the goal, the criterion and the search of `calibrate_cascade`.
     """
     from stepwell.measure.cascade import calibrate_cascade, measure_cascade
-    from stepwell.measure.inputs import INPUTS
     from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
+    from stepwell.nets.inputs import INPUTS
     from stepwell.nets.nested.cascade import Cascade
 
     net = network.net
@@ -328,19 +328,21 @@ def sample_of(network: Network, data: str | None, *, calibrated: bool = False) -
     """
     from stepwell.export import Sample, check_images, take
     from stepwell.measure.data_parts import parts_of
+    from stepwell.nets.files.container import network_file
 
     net, path, config = network.net, network.path, network.config
+    run = network_file(path).parent
     if not (config or data):
         if calibrated:
             raise ValueError(f"--int8 calibrates on training images, and {path} names none: add --data")
-        return check_images(net, path), None
+        return check_images(net, run), None
     try:
         parts = parts_of(net, path, config, data)
     except ValueError as error:
         if data or calibrated:
             raise
         say(f"note: checked on the run's stored images, because its data cannot be used: {error}")
-        return check_images(net, path), None
+        return check_images(net, run), None
     part = "test" if parts.validation is None else "validation"
     return Sample(take(parts.validation or parts.test, 64), part), parts
 

@@ -26,9 +26,9 @@ def measured_costs(
 ) -> Costs:  # fmt: skip
     """Measure the costs of every depth, and maybe save them; `read` gives the parts of the data."""
     from stepwell.measure.depths import cost_table
-    from stepwell.measure.inputs import INPUTS
     from stepwell.nets.files.container import network_file
     from stepwell.nets.files.nested import check_writable
+    from stepwell.nets.inputs import INPUTS
     from stepwell.nets.nested.input_size import check_size
 
     net = network.net
@@ -52,8 +52,8 @@ def _save_costs(
     """Write measured costs to the network's file, and give them with the accuracies in the file."""
     from stepwell.device import device_name
     from stepwell.measure.depths import accuracy_on
-    from stepwell.measure.inputs import INPUTS
     from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
+    from stepwell.nets.inputs import INPUTS
 
     net, config = network.net, network.config
     accuracy: tuple[dict[str, float], str] | None = None
@@ -95,14 +95,14 @@ def calibrate(
     from stepwell.files import writing
     from stepwell.measure.data_parts import parts_of
     from stepwell.measure.depths import accuracy_on, cost_table
-    from stepwell.nets import named_depths
+    from stepwell.nets.build import further_depths
     from stepwell.nets.files.container import network_file
     from stepwell.nets.files.nested import check_writable, net_digest, rewriting, save
     from stepwell.nets.nested.calibrate import calibrate as calibrate_norms
 
     net = network.net
     digest = net_digest(net)
-    for name, blocks in named_depths(net.builder[0], depths).items():
+    for name, blocks in further_depths(net, depths).items():
         net.add_depth(name, blocks)
     new = [depth for depth, status in net.status.items() if status == "fresh"]
     if not new:

@@ -75,11 +75,12 @@ def _test_part(network: Network, data: str | None) -> "BoxSet":
     """The test part of the run's data, or of other data; errors as for `read_boxes`."""
     from stepwell.data.box_files import BoxFiles, read_kept, read_parts, read_test
     from stepwell.flags import recorded
+    from stepwell.nets.files.container import network_file
 
     classes, arguments = network.net.net.card.classes, network.config.get("arguments", {})
     if data is not None:
         return read_test(Path(data), classes)
-    kept = read_kept(network.path, classes)
+    kept = read_kept(network_file(network.path).parent, classes)
     files = recorded(BoxFiles, _as_paths(arguments))
     return read_parts(Path(arguments["data"]), files).test if kept is None else kept
 
@@ -258,10 +259,10 @@ def cost(network: Network, *, size: int | None = None, batch: int = 1, save: boo
     from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
 
     detector, net = network.net, network.net.net
+    if save and size not in (None, net.card.size):
+        raise ValueError(f"--save measures images of {net.card.size} pixels: leave out --size")
     costs = _costs(detector, size, batch)
     if save:
-        if size not in (None, net.card.size):
-            raise ValueError(f"--save measures images of {net.card.size} pixels: leave out --size")
         with rewriting(network.path, net_digest(net)) as (file, card):
             rewrite_card(file, card.with_costs(costs, device_name()))
     side = size or net.card.size

@@ -1,6 +1,6 @@
 """Networks that learned a teacher's features without labels, and have no classifier yet."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,11 @@ NEXT = (
 SECTIONS = [f"stepwell.report.sections:{name}" for name in ("facts", "run_figures", "arguments")]
 
 
-def open(path: Path) -> "NestedNet":
-    """Read the network of a run or a file; errors as for `stepwell.load`."""
+def open(path: Path, module: Callable[[], Any] | None = None) -> "NestedNet":
+    """Read the network of a run or a file; arguments and errors as for `stepwell.load`."""
     from stepwell.nets.files.nested import load
 
-    return load(path)
+    return load(path, module=module)
 
 
 def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Image classifiers whose gates or masks decide what each image runs of every block."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,19 +40,27 @@ def open(path: Path, module: Callable[[], Any] | None = None) -> "NestedNet":
     return classifier.open(path, module)
 
 
-def set_budget(net: "NestedNet", limits: Mapping[str, Any]) -> None:
-    """Set the cost penalty of the scores for a budget ("macs", "accuracy"), and say its effect."""
-    from stepwell.nets.decisions.budgets import Budget, best_budget
-    from stepwell.nets.decisions.skipping import add_price
+@contextmanager
+def within(net: "NestedNet", limits: Mapping[str, Any]) -> Iterator[None]:
+    """Set the cost penalty of the scores for a budget ("macs", "accuracy"; none if it is empty).
 
+    Its effect is said; at the end, the network decides as before.
+    """
+    from stepwell.nets.decisions.budgets import Budget, best_budget
+    from stepwell.nets.decisions.skipping import priced
+
+    if not limits:
+        yield
+        return
     if "ms" in limits:
         raise ValueError("the time depends on the image: give --budget-macs instead")
     found = best_budget([Budget(row[0], row[1], row[2]) for row in net.card.gate_budgets], **limits)
-    add_price(net.module, found.price)
     say(
         f"cost penalty {found.price:g}: a mean of {big(found.macs)} MACs an image, and "
         f"{100 * found.accuracy:.2f} % of the validation images right"
     )
+    with priced(net.module, found.price):
+        yield
 
 
 def evaluate(
@@ -61,10 +70,10 @@ def evaluate(
     from stepwell.measure.data_parts import parts_of
     from stepwell.measure.skipping import measure_skipping
 
-    if budget_macs is not None:
-        set_budget(network.net, {"macs": budget_macs})
-    parts = parts_of(network.net, network.path, network.config, data)
-    results, _ = measure_skipping(network.net, parts.test, network.kind)
+    limits = {} if budget_macs is None else {"macs": budget_macs}
+    with within(network.net, limits):
+        parts = parts_of(network.net, network.path, network.config, data)
+        results, _ = measure_skipping(network.net, parts.test, network.kind)
     at = {} if budget_macs is None else {"at": f"at most {in_words('macs', budget_macs)}"}
     return results | {"data": parts.about} | at
 
@@ -73,9 +82,8 @@ def predict(
     network: Network, paths: Sequence[Path], *, depth: str | None = None, top: int = 1, **limits: float,
 ) -> Predicted:  # fmt: skip
     """Classify images; each runs what the network decides. Flags as for `predict`."""
-    if limits:
-        set_budget(network.net, classifier.budget_of(limits))
-    return classifier.predict(network, paths, depth=depth, top=top)
+    with within(network.net, classifier.budget_of(limits)):
+        return classifier.predict(network, paths, depth=depth, top=top)
 
 
 def serve(network: Network, *, engine: Engine = "torch") -> "Served":

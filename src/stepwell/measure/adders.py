@@ -30,8 +30,9 @@ def measure_bits(net: NestedNet, parts: Parts, bits: Sequence[int]) -> dict[str,
     images = [inputs for inputs, _ in islice(batches, most)]
     found = {}
     for depth in net.depths:
-        by_bits = quantise(net.subnet(depth), images, bits)
-        networks = {"float": net.subnet(depth)} | {str(n): module for n, module in by_bits.items()}
+        plain = net.subnet(depth).eval()
+        by_bits = quantise(plain, images, bits)
+        networks = {"float": plain} | {str(n): module for n, module in by_bits.items()}
         measured = evaluate(partial(_logits, networks), parts.test)
         found[depth] = {name: measured[f"{name}/accuracy"] for name in networks}
     return found

@@ -24,9 +24,9 @@ from stepwell.evaluation.cascade import (
 )
 from stepwell.evaluation.logistic import logistic_fit
 from stepwell.measure.depths import logits_where_it_is
-from stepwell.measure.inputs import blank_inputs
 from stepwell.measures import in_words
 from stepwell.nets import NestedNet
+from stepwell.nets.inputs import blank_inputs
 from stepwell.nets.nested.budget import check_share
 from stepwell.nets.nested.cascade import Cascade, branches_of
 from stepwell.nets.nested.criteria import agreement, criterion_of, features_of

@@ -13,9 +13,9 @@ from stepwell.cost.table import ROUNDS
 from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.measure.depths import results_of
-from stepwell.measure.inputs import blank_image
 from stepwell.measure.speed import compare_speed, run_each, timed_images, timed_rows
 from stepwell.nets.decisions.choosing import ChoosingNet
+from stepwell.nets.inputs import blank_image
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Images, Labels, Logits
 

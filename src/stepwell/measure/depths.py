@@ -9,10 +9,11 @@ from stepwell.cost import costs_of
 from stepwell.data import Batches
 from stepwell.data.tokens import TextBatches
 from stepwell.evaluation import ClassTally, NumberTally, Tally, evaluate, tally
-from stepwell.measure.inputs import blank_inputs
 from stepwell.measure.mixtures import mixture_record
 from stepwell.nets.decisions.deciding import use_break_even
+from stepwell.nets.inputs import blank_inputs
 from stepwell.nets.nested.net import NestedNet
+from stepwell.train_mode import in_eval_mode
 from stepwell.types import Logits
 
 Examples = Batches | TextBatches
@@ -48,8 +49,9 @@ def measure_depths(net: NestedNet, test: Examples, kind: str = "classifier") -> 
         "confusion", "costs"; and what `mixture_record` gives.
     """
     use_break_even(net.module, {})  # answers do not depend on a clock
-    sums = tally(logits_where_it_is(net), test, tally_of(kind))
-    record = mixture_record(net, test)
+    with in_eval_mode(net):
+        sums = tally(logits_where_it_is(net), test, tally_of(kind))
+        record = mixture_record(net, test)
     return results_of(sums, net.card.classes, cost_table(net, net.card.size), kind) | record
 
 
@@ -67,7 +69,8 @@ def results_of(
 def accuracy_on(net: NestedNet, batches: Examples, part: str) -> tuple[dict[str, float], str]:
     """Measure the accuracy of every ready depth on one part of the data, in the form of a card."""
     ready = [depth for depth, status in net.status.items() if status != "fresh"]
-    measured = evaluate(logits_where_it_is(net, ready), batches)
+    with in_eval_mode(net):
+        measured = evaluate(logits_where_it_is(net, ready), batches)
     accuracy = {depth: measured[f"{depth}/accuracy"] for depth in ready}
     return accuracy, f"{len(batches.examples)} {part} {batches.examples.NOUN}"
 

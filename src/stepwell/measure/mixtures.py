@@ -15,11 +15,11 @@ from stepwell.data.tokens import TextBatches
 from stepwell.evaluation import gather_logits
 from stepwell.measure import speed
 from stepwell.measure.break_even import with_break_even
-from stepwell.measure.inputs import blank_image
 from stepwell.nets import NestedNet, build
 from stepwell.nets.decisions.executor import mixture
 from stepwell.nets.decisions.experts import Experts, expert_layers
 from stepwell.nets.decisions.kernels import kernel_layers
+from stepwell.nets.inputs import blank_image
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Labels
 

@@ -18,13 +18,13 @@ from stepwell.measure import speed
 from stepwell.measure.break_even import with_break_even
 from stepwell.measure.data_parts import in_random_order
 from stepwell.measure.depths import results_of
-from stepwell.measure.inputs import blank_image
 from stepwell.nets import NestedNet, build
 from stepwell.nets.decisions.budgets import Budget
 from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.decisions.estimators import Draw
 from stepwell.nets.decisions.pixels import Given, has_masks
-from stepwell.nets.decisions.skipping import Chance, Gated, add_price, gated_blocks
+from stepwell.nets.decisions.skipping import Chance, Gated, gated_blocks, priced
+from stepwell.nets.inputs import blank_image
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import Batch, Labels, Logits
 
@@ -221,7 +221,7 @@ def keep_budgets(net: NestedNet, batches: Batches) -> None:
 def gate_budgets(net: NestedNet, batches: Batches) -> tuple[Budget, ...]:
     """Measure accuracy and mean MACs of the full net at several cost penalties, cheapest first.
 
-    A penalty is subtracted from every gate's score "run" (`add_price`). Only those stay that no other
+    A penalty is subtracted from every gate's score "run" (`priced`). Only those stay that no other
     beats in both.
     """
     macs = skipping_macs(net, batches.images.size)
@@ -232,14 +232,9 @@ def gate_budgets(net: NestedNet, batches: Batches) -> tuple[Budget, ...]:
         return {CHOSEN: exit.logits, "open": torch.stack(exit.extras["open"], 1)}
 
     found = []
-    trained = [block.gate.get_parameter("scores.bias") for _, block in gated_blocks(net.module)]
-    before = [bias.clone() for bias in trained]
     for price in PRICES:
-        add_price(net.module, price)
-        with in_eval_mode(net):
+        with priced(net.module, price), in_eval_mode(net):
             answers, labels = gather_logits(predict, batches)
-        for bias, value in zip(trained, before, strict=True):
-            bias.copy_(value)
         right = (answers[CHOSEN].argmax(1) == labels).double().mean().item()
         found.append(Priced(price, right, float(macs.at(answers["open"]).mean()), ()))
     kept = front(found, len(found))

@@ -7,10 +7,10 @@ import torch
 from stepwell.cost import measure_latencies
 from stepwell.measure import speed
 from stepwell.measure.break_even import table_of_device
-from stepwell.measure.inputs import blank_image
 from stepwell.measure.speed import run_each
 from stepwell.nets.decisions.widths import WidthNet
 from stepwell.nets.files.widths import use_group_times
+from stepwell.nets.inputs import blank_image
 from stepwell.train_mode import in_eval_mode
 
 #: Numbers of images in a group that is timed.

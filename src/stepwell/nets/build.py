@@ -17,7 +17,7 @@ from stepwell.nets.families.glance import glance_builder, is_glance
 from stepwell.nets.families.recurrent import is_recurrent, recurrent_builder
 from stepwell.nets.families.timm_models import PREFIX, check_depths, timm_builder
 from stepwell.nets.grafting.merging import with_adaptions
-from stepwell.nets.nested.depth_names import blocks_of
+from stepwell.nets.nested.depth_names import blocks_of, check_depth
 from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.nets.nested.reading import read
 from stepwell.nets.nested.truncate import truncate
@@ -208,6 +208,32 @@ def named_depths(
         )
     if stages is not None:  # their numbers of blocks are not known here
         builder = builder._replace(family={builder.full: (1,) * len(stages)}, stages=tuple(stages))
+    return _depths_of(name, builder, depths)
+
+
+def further_depths(net: NestedNet, depths: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Blocks per stage of depths that a network is to hold, too; they are typed as for `build`.
+
+    A network of a module of your own (`nest`) has no names of a family: its depths give their blocks.
+
+    ValueError as for `named_depths` and `check_depth`.
+    """
+    if net.builder is None:
+        own = Builder(nn.Identity, net.stages, net.full, {net.full: net.depths[net.full]})
+        added = _depths_of("this network", own, depths)
+    else:
+        name, arguments = net.builder
+        added = named_depths(name, depths, arguments.get("stages"))
+    present = net.depths
+    for depth, blocks in added.items():
+        check_depth(depth, blocks, present, net.stages, net.depths[net.full])
+        present[depth] = blocks
+    return added
+
+
+def _depths_of(
+    name: str, builder: Builder, depths: Mapping[str, Sequence[int]] | Sequence[str]
+) -> dict[str, tuple[int, ...]]:
     if isinstance(depths, Mapping):
         most = builder.family[builder.full]
         return {depth: blocks_of(depth, blocks, most) for depth, blocks in depths.items()}

@@ -13,7 +13,7 @@ from stepwell.data.text_files import TextFiles
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.losses.attention import Attention
 from stepwell.methods import EmbeddedKD, PrivateNorms, Supervised
-from stepwell.nets.build import usual_depths
+from stepwell.nets.build import further_depths, usual_depths
 from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.recipes import flags
 from stepwell.recipes.full_net_watch import OnDrop, watch_full_net
@@ -153,7 +153,7 @@ def ekd(
         splits, network.net, depths, stages=network.stages, stem=network.stem,
         norms=ablation.norms, init=init,
     )  # fmt: skip
-    added = kind.untrained_depths(nested, network.calibrated)
+    added = further_depths(nested, network.calibrated)
     inputs = kind.prepare(splits, images, training, start=start, init=init, teacher=opened)
     two_phase = training.schedule == "two-phase"
     known = start is not None and not start.fresh  # a full net that is trained already

@@ -1,8 +1,7 @@
 """Tasks: how a run opens its data and network, and how it measures and writes its results.
 
 `TASKS` maps a kind of input to the module that opens and finishes a training on labels. Each offers
-`name_of`, `settled`, `read_splits`, `start_network`, `prepare`, `open_task`, `untrained_depths`,
-`validator` and `finish`.
+`name_of`, `settled`, `read_splits`, `start_network`, `prepare`, `open_task`, `validator` and `finish`.
 """
 
 import importlib

@@ -5,10 +5,10 @@ from typing import Any
 
 from stepwell.cost import costs_of, energy
 from stepwell.measure.depths import accuracy_on
-from stepwell.measure.inputs import blank_inputs
 from stepwell.methods.pkkd import ProgressiveKernelKD
 from stepwell.nets import NestedNet
 from stepwell.nets.adders.layers import adder_layers
+from stepwell.nets.inputs import blank_inputs
 from stepwell.tasks.measuring import Measured, measured, settle
 from stepwell.tasks.task import Task
 

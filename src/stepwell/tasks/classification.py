@@ -15,10 +15,9 @@ from stepwell.data.pictures.flags import Pictures
 from stepwell.data.text_files import TextFiles, holds_texts
 from stepwell.files import config_of
 from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted
-from stepwell.nets import NestedNet, build, builder_of, named_depths
+from stepwell.nets import NestedNet, build, builder_of
 from stepwell.nets.files.initial_weights import Start, initialise, start_pretrained
 from stepwell.nets.files.nested import fingerprint
-from stepwell.nets.nested.depth_names import check_depth
 from stepwell.nets.nested.input_size import check_size
 from stepwell.nets.nested.net import NormSharing
 from stepwell.tasks.measuring import finish as finish
@@ -165,19 +164,6 @@ def prepare(
     ready = None if teacher is None else fitted(teacher, train, logits=logits)
     test = train.with_images(splits.test)
     return Inputs(train, validation, test, ready, about, tuple(weights))
-
-
-def untrained_depths(net: NestedNet, depths: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Blocks per stage of depths that are added after the training; ValueError if one cannot be."""
-    assert net.builder is not None
-    name, arguments = net.builder
-    own = {"stages": arguments["stages"]} if "stages" in arguments else {}
-    added = named_depths(name, depths, **own)
-    present = net.depths
-    for depth, blocks in added.items():
-        check_depth(depth, blocks, present, net.stages, net.depths[net.full])
-        present[depth] = blocks
-    return added
 
 
 def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:

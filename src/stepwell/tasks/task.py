@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from stepwell.cost import count_macs
-from stepwell.measure.inputs import INPUTS
 from stepwell.measures import big
 from stepwell.nets import NestedNet, build
 from stepwell.nets.build import ADDER
+from stepwell.nets.inputs import INPUTS
 from stepwell.training import Loop, Run
 from stepwell.training.job import Stream
 from stepwell.training.loop import device_of

@@ -29,7 +29,6 @@ from stepwell.nets.files.initial_weights import Start, initialise
 from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.nested.net import NormSharing
 from stepwell.tasks import measuring
-from stepwell.tasks.classification import untrained_depths
 from stepwell.tasks.measuring import Measured
 from stepwell.tasks.task import Inputs, Task, check_patience, open_task
 from stepwell.teachers import OpenTeacher
@@ -40,7 +39,7 @@ Training = TypeVar("Training", bound=Optimisation)
 
 __all__ = [
     "finish", "name_of", "open_task", "prepare", "read_splits", "settled", "start_network",
-    "untrained_depths", "validator",
+    "validator",
 ]  # fmt: skip
 #: Words more than the tokenizer's that an encoder may have: sizes are rounded up for speed.
 SPARE = 128

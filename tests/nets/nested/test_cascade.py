@@ -39,6 +39,38 @@ def test_at_threshold_0_the_shallowest_depth_answers_all(net):
     assert answer.depth.tolist() == [0] * 6
 
 
+def test_a_constant_of_the_batch_is_not_cut_because_as_many_images_are_left():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x, shift=None):
+            return torch.tanh(self.linear(x if shift is None else x + shift))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Sequential(Shifted(), Shifted(), Shifted())
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x, shift=None):
+            for block in self.layer:
+                x = block(x) if shift is None else block(x, shift=shift)
+            return self.fc(x)
+
+    torch.manual_seed(3)
+    net = nest(Net(), ["layer"], {"a": (1,), "b": (2,)}, input_size=(4,)).eval()
+    net.mark("trained")
+    x, constants = torch.randn(9, 4), {"shift": torch.randn(4)}
+    sure = top_probability(net(x, "a", given=constants).detach()).sort(descending=True).values
+    cascade = Cascade(net, {"a": float(sure[4]), "b": 1.0})  # four images are left behind a
+    answer = cascade(x, given=constants)
+    assert (answer.depth == 2).sum() == 4
+    late = answer.depth == 2
+    assert_close(answer.logits[late], net(x, given=constants)[late].detach())
+
+
 def test_at_threshold_1_the_full_net_answers_all(net):
     x = torch.randn(6, 3, 8, 8)
     answer = Cascade(net, dict.fromkeys(DEPTHS, 1.0))(x)

@@ -122,6 +122,13 @@ def test_copied_weights_are_never_stale(tmp_path):
     x = x.double()
     net.double()
     assert_close(fresh(), before.double(), rtol=1e-4, atol=1e-4)
+    # a copy that inference made is of use where a gradient goes through
+    net.requires_grad_(False)
+    layer._copy = None
+    with torch.inference_mode():
+        net(x, "0.5")
+    net(x.clone().requires_grad_(), "0.5").sum().backward()
+    net.requires_grad_(True)
     # where a gradient is needed, the shared weights themselves are used
     net(x, "0.5").sum().backward()
     assert net.module.conv1.weight.grad.abs().sum() > 0

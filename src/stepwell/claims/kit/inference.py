@@ -1,5 +1,6 @@
 """Statistics of paired differences over seeds: pooled spread, interval, verdict, planned power."""
 
+import math
 import statistics
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,9 @@ class Spread(NamedTuple):
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
     """Values with their mean and sample standard deviation (0 of a single value)."""
-    mean, std = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    mean, std = statistics.fmean(values), 0.0
+    if len(values) > 1:
+        std = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
     return {"values": list(values), "mean": mean, "std": std, "n": len(values)}
 
 
@@ -99,9 +102,9 @@ def verdict_of(low: float, high: float, margin: float, below: bool) -> Verdict:
     """Judge an interval by the side of the margin that it lies on.
 
     "holds": the whole interval lies on the claimed side, `below` the margin or above it. "refuted": it
-    lies on the other side. "not decided": it contains the margin.
+    lies on the other side. "not decided": it contains the margin, or an end is NaN.
     """
-    if low <= margin <= high:
+    if not (high < margin or low > margin):
         return "not decided"
     return "holds" if (high < margin) == below else "refuted"
 

@@ -1,6 +1,7 @@
 """Verdicts on claims: paired differences over seeds, their intervals, and the seeds to plan for."""
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,11 @@ class Observed(NamedTuple):
     compared: list[str]
     unpaired: str
     seconds: float
+
+    @property
+    def finite(self) -> bool:
+        """Check that every seed gave a number."""
+        return all(map(math.isfinite, self.differences))
 
     @property
     def contrast(self) -> Mapping[str, float]:
@@ -67,13 +73,13 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
 
     A claim is judged on the seeds that all its arms and their needed arms share. It is left out if an
     arm was not run, if they share only one of a study's seeds, or if the data lacks what it measures.
-    It is "not decided" with one seed, and if its units are no pairs.
+    It is "not decided" with one seed, if its units are no pairs, and if a seed gave no finite number.
     """
     enough = 1 if len(set().union(*results.values())) == 1 else 2
     observed = [o for claim in study.claims if (o := _observe(study, claim, results, enough))]
     pools: dict[str, list[Observed]] = defaultdict(list)
     for one in observed:
-        if len(one.differences) > 1 and not one.unpaired:
+        if len(one.differences) > 1 and not one.unpaired and one.finite:
             pools[one.claim.pooled_with].append(one)
     pooled = {
         name: Pooled(
@@ -122,6 +128,8 @@ def _verdict(study: Study, observed: Observed, pooled: Pooled | None) -> dict[st
     planned: dict[str, Any] = dict.fromkeys(("true_value", "seeds", "power", "to_decide"))
     if observed.unpaired:
         notes.insert(0, f"Not a pair: trained {observed.unpaired}.")
+    elif not observed.finite:
+        notes.insert(0, "A seed gave no finite number: no interval.")
     elif pooled is None or n < 2:
         notes.insert(0, "One seed: no interval.")
     else:

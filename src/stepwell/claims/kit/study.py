@@ -25,6 +25,7 @@ import torch
 
 from stepwell.claims.kit.figure import Plot
 from stepwell.claims.kit.source_digest import source_digest
+from stepwell.console import say
 from stepwell.data import load_images
 from stepwell.device import processor
 from stepwell.files import write_whole
@@ -247,6 +248,13 @@ def run_study(
                         f"the process that ran {name!r}, seed {seed}, was killed (out of memory?): "
                         "the same command goes on where it stopped"
                     ) from error
+                except Exception:
+                    if running:
+                        say(
+                            f"{name}, seed {seed}, failed, and {len(running)} other trainings end "
+                            "before this command does; Ctrl-C stops them"
+                        )
+                    raise
                 ahead.discard((name, seed))
                 done(name, seed, results[name][seed], new - len(ahead), len(ahead))
     return results

@@ -203,8 +203,13 @@ def _picture(path: Path, cache: Path, how: Mapping[str, Any], size: int) -> Draw
     with contextlib.suppress(OSError):  # a full disk, or one that cannot be written, costs time only
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
-            file.write(whole + _checksum(whole))
-        os.replace(file.name, place)
+            try:
+                file.write(whole + _checksum(whole))
+                file.close()
+                os.replace(file.name, place)
+            except OSError:
+                os.unlink(file.name)
+                raise
     return Drawn(key, shown.pixels, facts)
 
 

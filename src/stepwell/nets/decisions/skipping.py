@@ -4,6 +4,7 @@ y = relu(shortcut(x) + z(x) · branch(x)),  z in {0, 1}
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -133,11 +134,20 @@ class GatedBottleneck(Gated, Bottleneck):
         return self.bn3(self.conv3(y))
 
 
-@torch.no_grad()
-def add_price(module: nn.Module, price: float) -> None:
-    """Subtract a cost penalty from every gate's score "run": the higher, the fewer blocks run."""
-    for _, block in gated_blocks(module):
-        block.gate.get_parameter("scores.bias")[-1] -= price
+@contextmanager
+def priced(module: nn.Module, price: float) -> Iterator[None]:
+    """Subtract a cost penalty from every gate's score "run", until the end: fewer blocks run."""
+    trained = [block.gate.get_parameter("scores.bias") for _, block in gated_blocks(module)]
+    before = [bias.detach().clone() for bias in trained]
+    try:
+        with torch.no_grad():
+            for bias in trained:
+                bias[-1] -= price
+        yield
+    finally:
+        with torch.no_grad():
+            for bias, value in zip(trained, before, strict=True):
+                bias.copy_(value)
 
 
 #: The blocks by the class that they are without a gate.

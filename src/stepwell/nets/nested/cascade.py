@@ -125,7 +125,8 @@ class Cascade:
         if self.net.training:
             raise ValueError("a cascade runs a network in eval mode: call net.eval() first")
         traced = torch.compiler.is_compiling()
-        rows = torch.arange(x.shape[0], device=x.device)  # of the batch: the images still unanswered
+        batch, whole = x.shape[0], asked
+        rows = torch.arange(batch, device=x.device)  # of the batch: the images still unanswered
         values: dict[tuple[int, int], Value] = {(0, 0): x}
         logits, answered = None, torch.zeros_like(rows)
         classes, agreed = torch.full_like(rows, -1), torch.zeros_like(rows)
@@ -148,8 +149,8 @@ class Cascade:
             if traced or len(unsure) < len(rows):
                 count = rows.shape[0]
                 values = {at: _rows(y, unsure, count) for at, y in values.items()}
-                asked = asked.of_rows(unsure, count)
                 rows, classes, agreed = rows[unsure], classes[unsure], agreed[unsure]
+                asked = whole.of_rows(rows, batch)
         assert logits is not None
         return Answer(logits, answered)
 

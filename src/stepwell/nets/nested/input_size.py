@@ -39,8 +39,9 @@ def check_size(net: NestedNet, size: int) -> None:
         return None
 
     error = error_at(size, [*net.depths])
-    if not (net.builder and builder_of(net.builder[0]).size_argument):
-        probe = 256
+    probe = 256
+    one_size = net.builder and builder_of(net.builder[0]).size_argument
+    if not (one_size or error_at(probe, [net.full])):
         stride = max(1, probe // shape(probe, [net.full])[2])
         if error:  # steps after the stages may have strides, too
             strides = (stride, 2 * stride, 4 * stride)

@@ -46,7 +46,8 @@ class Narrow(nn.Module):
         state = weight.data_ptr(), weight._version, weight.device, weight.dtype
         copy = self._copy
         if copy is None or copy[0] != state:
-            copy = state, weight.detach()[: self.outputs, : self.inputs].clone()
+            with torch.inference_mode(False):  # the copy may be used where gradients are needed
+                copy = state, weight.detach()[: self.outputs, : self.inputs].clone()
             self._copy = copy
         return copy[1]
 
