@@ -44,7 +44,8 @@ _NAMES = {
     ),
     # BatchNorm cannot train on one image
     Range("between 2 and 16", lambda v: 2 <= v <= 16): "glances",
-    TWO_OR_MORE: "batch_size experts kernels walk_length",
+    TWO_OR_MORE: "batch_size walk_length",
+    Range("between 2 and 1,024", lambda v: 2 <= v <= 1024): "experts kernels",
     PIXELS: "size teacher_size glance_size",
     POSITIVE: (
         "lr temperature teacher_std adaption_lr chooser_rate margin budget_ms budget_macs threshold "

@@ -62,9 +62,9 @@ def best_of_all(confidence, right, costs, goal):
     levels = [[*row.unique().tolist(), math.inf] for row in confidence[:-1]]
     every = [naive(t, confidence, right, costs)[:2] for t in product(*levels)]
     if goal.accuracy is not None:
-        met = [o for o in every if o[0] >= goal.accuracy - 1e-9]
+        met = [o for o in every if o[0] >= goal.accuracy - 1e-12]
         return min(met, key=lambda o: (o[1], -o[0])) if met else None
-    met = [o for o in every if o[1] <= goal.cost + 1e-9]
+    met = [o for o in every if o[1] <= goal.cost * (1 + 1e-12)]
     return max(met, key=lambda o: (o[0], -o[1])) if met else None
 
 
@@ -162,7 +162,8 @@ def test_patience_is_one_number_for_all_depths():
     right = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
     cheap = find_patience(agreed, right, COSTS, Goal(accuracy=0.7))
     assert (cheap.values, cheap.outcome.shares) == ((1.0, 1.0), (0.0, 0.5, 0.5))
-    assert find_patience(agreed, right, COSTS, Goal(accuracy=1.0)).values == (2.0, 2.0)
+    # no depth before the last one has two earlier ones, so this is the last one alone
+    assert find_patience(agreed, right, COSTS, Goal(accuracy=1.0)).values == (math.inf, math.inf)
 
 
 def test_the_best_temperature_undoes_a_scaling():

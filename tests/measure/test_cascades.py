@@ -139,6 +139,16 @@ def test_the_default_goal_is_the_full_nets_accuracy_for_fewer_macs(net):
     assert (found["images"], found["goal"]) == (40, "as accurate as the full net")
 
 
+def test_a_geometric_search_that_misses_the_full_nets_accuracy_gives_the_nearest(net):
+    x = 4 * torch.randn(2000, 3, 8, 8)
+    with torch.no_grad():
+        first, right = net(x, "8").argmax(1), net(x).argmax(1)
+    part = (first != right).nonzero().flatten()  # where the first depth is always wrong
+    found = calibrate_cascade(net, [Batch(x[part], right[part])], search="geometric")
+    assert found["accuracy"] < 1
+    assert found["goal"] == "as accurate as the full net, or the nearest to it"
+
+
 def test_a_budget_of_macs_is_kept(net):
     batches = batches_of(net)
     lowest, full = cascade_macs(net, ["8"])[0], cascade_macs(net, ["20"])[0]

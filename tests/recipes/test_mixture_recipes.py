@@ -128,13 +128,13 @@ def test_what_cannot_be_mixed_is_refused_before_there_is_a_run(tmp_path):
     for recipe, options, message in (
         ("experts", {"top_k": 5}, "--top-k 5: there are 4 experts: name at most 4"),
         ("experts", {"top_k": 0}, "--top-k 0: must be 1 or more"),
-        ("experts", {"experts": 1}, "--experts 1: must be 2 or more"),
+        ("experts", {"experts": 1}, "--experts 1: must be between 2 and 1,024"),
         (
             "experts",
             {"net": "resnet20"},
             "--net resnet20: experts take the place of a transformer's MLPs",
         ),
-        ("kernels", {"kernels": 0}, "--kernels 0: must be 2 or more"),
+        ("kernels", {"kernels": 0}, "--kernels 0: must be between 2 and 1,024"),
         ("kernels", {"net": "vgg13_bn"}, "--net vgg13_bn: kernels are mixed in residual blocks"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -137,9 +137,13 @@ def find_geometric(confidence: Scores, right: Right, costs: Sequence[float], goa
 
 
 def find_patience(agreed: Scores, right: Right, costs: Sequence[float], goal: Goal) -> Thresholds:
-    """The patience nearest to `goal`, one for all depths; `agreed` counts the depths that agree."""
-    last = len(costs) - 1
-    return _best(((float(n),) * last for n in range(1, last + 1)), agreed, right, costs, goal)
+    """The patience nearest to `goal`, one for all depths; `agreed` counts earlier depths that agree.
+
+    inf, for the last depth alone, where no patience is better.
+    """
+    last = len(costs) - 1  # depth k has k earlier ones
+    tried = [*map(float, range(1, last)), math.inf]
+    return _best(((n,) * last for n in tried), agreed, right, costs, goal)
 
 
 def _best(

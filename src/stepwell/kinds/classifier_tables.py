@@ -48,7 +48,7 @@ def show_bits(found: Mapping[str, Mapping[str, float]], *, row: str = "depth") -
 def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth", noun: str = "image") -> None:
     """Print a cascade's thresholds, accuracy and cost on validation and on test images, or texts."""
     found, test = cascade["validation"], cascade["test"]
-    thresholds = [*(f"{t:.4f}" for t in found["thresholds"]), "the rest"]
+    thresholds = [*(f"{t:.4g}" for t in found["thresholds"]), "the rest"]
     shares = ([f"{100 * s:.1f} %" for s in part["shares"]] for part in (found, test))
     rows = zip(found["depths"], thresholds, *shares, strict=True)
     columns = [row, threshold_title(found), "answered, validation", "answered, test"]

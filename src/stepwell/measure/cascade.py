@@ -35,6 +35,8 @@ from stepwell.types import Batch, Labels, Logits
 
 #: Depths in one cascade, at most.
 LONGEST = 4
+#: The goal where none is given, in words.
+FULL = "as accurate as the full net"
 SEARCHES = {"best": find_thresholds, "geometric": find_geometric}
 
 
@@ -79,7 +81,7 @@ def calibrate_cascade(
 
     Args:
         accuracy: the least accuracy on the validation images, at the lowest mean MACs; by default the
-            full net's own.
+            full net's own, or the nearest to it that the search finds.
         macs: instead, the highest mean MACs per image, at the best accuracy.
         criterion: measure of how sure a depth is (`nets.nested.criteria`). With "patience", all depths
             run and share one threshold.
@@ -92,8 +94,8 @@ def calibrate_cascade(
         mean "macs" per image, "shares" of images answered by each depth, and the number of "images".
 
     Raises:
-        ValueError: both goals are given; no cascade reaches the goal; fewer than two depths, or not
-            the full net, are ready; no such criterion or search, or they do not fit.
+        ValueError: both goals are given; no cascade reaches a goal that was given; fewer than two
+            depths, or not the full net, are ready; no such criterion or search, or they do not fit.
     """
     if accuracy is not None and macs is not None:
         raise ValueError("a cascade has one goal: a target accuracy or a budget of MACs, not both")
@@ -103,7 +105,7 @@ def calibrate_cascade(
     known = _Known(net, validation, criterion, search, temper=temper)
     if accuracy is None and macs is None:
         accuracy = known.right[net.full].double().mean().item()
-        words = "as accurate as the full net"
+        words = FULL
     else:
         words = (
             f"at most {in_words('macs', macs, net.card.input)}"
@@ -113,6 +115,8 @@ def calibrate_cascade(
     goal = Goal(accuracy, macs)
     record = known.best(goal) | {"goal": words}
     if not goal.met(Outcome(record["accuracy"], record["macs"], ())):
+        if words == FULL:  # geometric shares always stop some images early
+            return record | {"goal": f"{FULL}, or the nearest to it"}
         raise ValueError(
             f"no cascade reaches the goal on the {record['images']} validation {net.card.input}s "
             f"({words}): the nearest, of {', '.join(record['depths'])}, has "

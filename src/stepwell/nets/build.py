@@ -157,6 +157,8 @@ def build(
     if adder is not False and multipliers is not None:
         raise ValueError(f"{name}: networks of several widths have no adder form")
     if multipliers is not None:
+        if arguments.get("gates"):
+            raise ValueError(f"{name}: a network of several widths has no gates: leave one of them out")
         if depths:
             raise ValueError(f"{name}: a network of several widths has one depth: leave depths out")
         shares = check_widths(multipliers, module)
@@ -165,6 +167,9 @@ def build(
     for share in () if multipliers is None else shares[:-1]:
         net.add_width(width_name(share), share)
     net.builder = (name, arguments | changes)
+    if builder.size_argument is not None:
+        side = arguments.get(builder.size_argument, builder.size)
+        net.input_size = (3, side, side)
     return net
 
 

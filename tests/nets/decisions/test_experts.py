@@ -133,6 +133,11 @@ def test_an_exported_graph_equals_the_network_for_any_batch(tmp_path):
     net.card = stepwell.Card(tuple("abcde"), 8)
     parity = export_onnx(net, net.full, tmp_path / "net.onnx", x)
     assert (parity.same_class, parity.images) == (1.0, 9)
+    with torch.no_grad():  # where a measured share could decide
+        use_break_even(net.module, {n: {"8": 0.0} for n, _ in expert_layers(net.module)})
+        rows = torch.export.Dim("rows", min=1, max=64)
+        graph = torch.export.export(net.module, (x,), dynamic_shapes=({0: rows},)).module()
+        assert_close(graph(x[:3]), net.module(x[:3]), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"draws random numbers cannot be exported: call \.eval\(\)"):
         torch.export.export(net.module.train(), (x,), strict=False)
 
@@ -259,8 +264,13 @@ def test_fresh_experts_differ_from_each_other():
 def test_what_cannot_be_a_mixture_is_refused():
     for options, message in (
         ({"top_k": 5}, "top_k 5: there are 4 experts, so between 1 and 4"),
-        ({"top_k": 0}, "top_k 0: there are 4 experts"),
-        ({"experts": 1}, "takes two experts or more, not 1"),
+        ({"top_k": 0}, "top_k 0: must be 1 or more"),
+        ({"top_k": 1.5}, "top_k=1.5: must be a whole number|Type-check"),
+        ({"experts": 1}, "experts 1: must be between 2 and 1,024"),
+        ({"experts": 10**6}, "experts 1000000: must be between 2 and 1,024"),
+        ({"experts": 2.5}, "experts=2.5: must be a whole number|Type-check"),
+        ({"experts": 0, "top_k": 2}, "top_k and router are of networks with experts"),
+        ({"router": "any"}, "no router 'any'; there are noisy, switch|Type-check"),
     ):
         with pytest.raises(ValueError, match=message):
             build("vit6", image_size=8, **{"experts": 4} | options)

@@ -269,10 +269,24 @@ def test_bad_criteria_are_refused(net):
         Cascade(net, {"8": 0.5}, criterion="luck")
     with pytest.raises(ValueError, match="temperature of depth '8' is 0: must be above 0"):
         Cascade(net, {"8": 0.5}, temperatures={"8": 0})
-    with pytest.raises(ValueError, match="'8' is 0.5: it must be a whole number of depths that agree"):
+    with pytest.raises(ValueError, match="'8' is 0.5: it must be a whole number of earlier depths"):
         Cascade(net, {"8": 0.5}, criterion="patience")
     with pytest.raises(ValueError, match="a learned criterion has weights for every depth .* '8'"):
         Cascade(net, {"8": 0.5}, criterion="learned")
+    for weights in ([1.0, 2.0], [math.nan] * 5, []):
+        with pytest.raises(ValueError, match="weights of depth '8' are .*has 5 finite numbers"):
+            Cascade(net, {"8": 0.5}, criterion="learned", weights={"8": weights})
+    with pytest.raises(ValueError, match="threshold of depth '8' is 1000.*: it must be a number"):
+        Cascade(net, {"8": 10**400})
+    x = torch.randn(3, 3, 8, 8)
+    for wrong, message in (
+        (lambda logits: logits.softmax(1), r"one score an image \(3\), not shape \(3, 5\)"),
+        (lambda logits: 1, r"one score an image \(3\), not 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Cascade(net, {"8": 0.5}, criterion=wrong)(x)
+    with pytest.raises((ValueError, TypeError), match="criterion=3: name one, or give|Type-check"):
+        Cascade(net, {"8": 0.5}, criterion=3)
 
 
 def test_certainty_is_one_minus_the_entropys_share_of_its_largest():

@@ -320,6 +320,19 @@ def test_the_default_head_asks_for_a_size_where_none_is_found():
     assert net(torch.randn(2, 3, 8), "e").shape == (2, 3)
 
 
+def test_the_default_head_knows_the_size_of_a_network_made_for_one():
+    net = build("vit6", num_classes=10, image_size=16).eval()
+    net.add_exit("a", after=(3,))
+    assert net(torch.randn(2, 3, 16, 16), "a").shape == (2, 10)
+
+
+def test_an_exit_of_a_network_with_maps_as_outputs_needs_a_head():
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(*[nn.Conv2d(4, 4, 1) for _ in range(3)]))
+    net = nest(module, ["1"], {})
+    with pytest.raises(ValueError, match=r"output of one input has the shape \(4, 32, 32\)"):
+        net.add_exit("a", after=(2,))
+
+
 def test_an_exit_of_text_takes_constants():
     net: NestedNet = nest(Encoder(), ["layers"], {"3": (3,)}, input_size=(7,))
     net.add_exit("e", (2,), input_size=(7,))

@@ -142,11 +142,12 @@ def mixture(
             own, place = (who == i).nonzero(as_tuple=True)
             y = y.index_add(0, own, part(x[own]) * weights[own, place, None])
         return y
-    too_large = not torch.is_grad_enabled() and k > limit(break_even, rows) * len(parts)
-    if too_large or torch.compiler.is_compiling():
+    # a graph first: its number of rows has no value to compare
+    if torch.compiler.is_compiling() or (
+        not torch.is_grad_enabled() and k > limit(break_even, rows) * len(parts)
+    ):
         shares = weights.new_zeros(rows, len(parts)).scatter(1, who, weights)
-        every = (shares[:, i, None] * part(x) for i, part in enumerate(parts))
-        return torch.stack([*every]).sum(0)
+        return torch.stack([shares[:, i, None] * part(x) for i, part in enumerate(parts)]).sum(0)
     flat = who.flatten()
     if x.is_meta:  # no values: equally many rows for each part
         counts = [

@@ -19,7 +19,7 @@ from torch.special import ndtr
 from stepwell.nets.decisions.deciding import Deciding, deciding_parts, drawn_anew, like_block
 from stepwell.nets.decisions.estimators import refuse_in_graphs
 from stepwell.nets.decisions.executor import mixture
-from stepwell.ranges import check_choice
+from stepwell.ranges import RANGES, check_choice, check_number
 
 #: noisy: Shazeer et al.'s gate, whose scores have noise in training. switch: Fedus et al.'s, without.
 Router = Literal["noisy", "switch"]
@@ -240,10 +240,17 @@ def with_experts(
 ) -> nn.Module:
     """A vision transformer whose MLPs are mixtures of `experts` (0: as it is); arguments of `Experts`.
 
-    ValueError for a network without blocks of a ViT, and as for `Experts`.
+    ValueError for a network without blocks of a ViT, options without experts, and as for `Experts`.
     """
+    check_choice("router", router, Router)
     if not experts:
+        if top_k != 1 or router != "noisy":
+            raise ValueError("top_k and router are of networks with experts: give their number, too")
         return module
+    for what, number in (("experts", experts), ("top_k", top_k)):
+        if not isinstance(number, int):
+            raise ValueError(f"{what}={number!r}: must be a whole number")
+        check_number(what, number, RANGES[what])
     named = [(name, block, _routed(block)) for name, block in module.named_modules()]
     found = [(name, block, kind) for name, block, kind in named if kind is not None]
     if not found:

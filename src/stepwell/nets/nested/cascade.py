@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stepwell.nets.decisions.executor import not_empty_for_export
 from stepwell.nets.nested.criteria import (
+    LEARNED,
     Criterion,
     Weights,
     agreement,
@@ -22,7 +23,7 @@ from stepwell.nets.nested.criteria import (
 )
 from stepwell.nets.nested.net import Inputs, NestedNet
 from stepwell.nets.nested.steps import Request, Value, each, overwrites, tensors_of
-from stepwell.ranges import POSITIVE, check_number
+from stepwell.ranges import LARGEST, POSITIVE, check_number
 from stepwell.types import Logits
 
 #: Maps logits (batch, classes) to confidence (batch,).
@@ -67,6 +68,8 @@ class Cascade:
             raise ValueError(f"a cascade takes a nested network, not a {type(net).__name__}")
         last = net.full if last is None else last
         net.require_ready(*thresholds, last)
+        if not (isinstance(criterion, str) or callable(criterion)):
+            raise ValueError(f"criterion={criterion!r}: name one, or give a function of logits")
         own = criterion_of(criterion) if isinstance(criterion, str) else None
         _check_thresholds(thresholds, last, own)
         self.temperatures, self.weights = dict(temperatures or {}), dict(weights or {})
@@ -79,6 +82,12 @@ class Cascade:
                 f"a learned criterion has weights for every depth with a threshold, and {lacking[0]!r} "
                 "has none: `stepwell eval RUN --cascade --criterion learned --save` fits them"
             )
+        for depth, own_weights in self.weights.items():
+            if len(own_weights) != LEARNED or not all(math.isfinite(w) for w in own_weights):
+                raise ValueError(
+                    f"the weights of depth {depth!r} are {[*own_weights]}: a learned criterion has "
+                    f"{LEARNED} finite numbers, a bias and one a feature"
+                )
         self.net = net
         self.depths = (*(d for d in net.depths if d in thresholds), last)
         if list(self.depths) != [d for d in net.depths if d in (*thresholds, last)]:
@@ -172,7 +181,11 @@ class Cascade:
     def _scores(self, depth: str, logits: Tensor, agreed: Tensor) -> Tensor:
         """The criterion's score of each image at a depth."""
         tempered = logits / self.temperatures.get(depth, 1.0)
-        return self._score(tempered, agreed, self.weights.get(depth, ()))
+        scores = self._score(tempered, agreed, self.weights.get(depth, ()))
+        if not isinstance(scores, Tensor) or scores.shape != agreed.shape:
+            given = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(scores)
+            raise ValueError(f"a criterion gives one score an image ({len(agreed)}), not {given}")
+        return scores
 
     def _run(self, i: int, values: dict[tuple[int, int], Value], asked: Request) -> Tensor:
         """Logits of the i-th depth; `values` gains those from which deeper depths continue."""
@@ -207,7 +220,7 @@ def _check_thresholds(thresholds: Mapping[str, float], last: str, criterion: Cri
             "threshold: leave its own out, or name a deeper depth as last"
         )
     for depth, value in thresholds.items():
-        if not isinstance(value, Real):
+        if not isinstance(value, Real) or (isinstance(value, int) and abs(value) > LARGEST):
             raise ValueError(f"the threshold of depth {depth!r} is {value!r}: it must be a number")
         if criterion and not (math.isfinite(value) and criterion.within.holds(value)):
             raise ValueError(

@@ -33,7 +33,11 @@ def certainty(logits: Logits) -> Scores:
     certainty is above 1 - T / log(classes)".
     """
     entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
-    return 1 - entropy / math.log(logits.shape[1])
+    return 1 - entropy / math.log(max(2, logits.shape[1]))
+
+
+#: Weights of a learned criterion: a bias, and one of each feature.
+LEARNED = 5
 
 
 def features_of(logits: Logits, agreed: Agreed) -> Float[Tensor, "batch 4"]:
@@ -70,7 +74,9 @@ CRITERIA: Mapping[str, Criterion] = {
     "entropy": Criterion(lambda logits, agreed, weights: certainty(logits), SHARE),
     "patience": Criterion(
         lambda logits, agreed, weights: agreed.to(logits.dtype),
-        Range("a whole number of depths that agree, 1 or more", lambda v: v >= 1 and v == int(v)),
+        Range(
+            "a whole number of earlier depths that agree, 1 or more", lambda v: v >= 1 and v == int(v)
+        ),
     ),
     "learned": Criterion(_learned, SHARE),
 }

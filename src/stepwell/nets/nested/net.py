@@ -307,6 +307,11 @@ class NestedNet(Predicts, Weights):
         )
         if head is None:
             logits, feature = self._shapes(counts, input_size)
+            if logits.ndim != 2:
+                raise ValueError(
+                    f"the network's output of one input has the shape {tuple(logits.shape[1:])}, and "
+                    "an exit's usual head gives one number a class: give a head"
+                )
             feature, own = feature_of(feature), getattr(self.module, "exit_head", None)
             if own is None:
                 head = PooledHead.like(feature, logits, channels_last(self.module))
