@@ -26,6 +26,7 @@ from stepwell.cost import count_macs
 from stepwell.export.onnx import export_onnx
 from stepwell.measure.sequences import EveryToken, sequence_macs
 from stepwell.measure.skipping import break_even_of
+from stepwell.memory import keep_freed_memory
 from stepwell.nets.decisions.estimators import Draw
 from stepwell.nets.decisions.glances import crops
 from stepwell.nets.decisions.pixels import Masked, MaskedBasicBlock, MaskedBottleneck
@@ -151,6 +152,7 @@ def measure() -> dict[str, Any]:
     """Ratios of times of blocks that run at some positions, and of texts that are read in part."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    keep_freed_memory()  # as the command line does
     found = {f"pixels, {name}, batch {batch}": pixels(name, batch)
              for name in CASES for batch in (8, 1)}  # fmt: skip
     found |= {f"glances, 96 pixels, batch {batch}": glances(96, batch) for batch in (64, 1)}

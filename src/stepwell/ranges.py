@@ -67,7 +67,8 @@ _NAMES = {
         "discount"
     ),
     NUMBER: "teacher_mean",
-    SHARE_ABOVE_0: "target explore anneal widths zoom label_fraction label_rate",
+    Range("between 0.01 and 1", lambda v: 0.01 <= v <= 1): "target",
+    SHARE_ABOVE_0: "explore anneal widths zoom label_fraction label_rate",
     INNER_SHARE: "unlabeled_share synthetic_share label_share",
 }
 #: By parameter name, which means the same in every command, recipe and objective.

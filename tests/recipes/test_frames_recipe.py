@@ -51,7 +51,10 @@ def test_every_command_takes_the_run(trained, tmp_path, capsys):
     assert row["parity"]["same_class"] == 1.0
     assert (tmp_path / "e" / "photographs.py").exists()
     cli.main(["report", str(out)])
-    assert "each later one sees a square of 8 pixels" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "first glance sees all frames, scaled to 8 pixels; each later one sees a frame of" in page
+    assert "frames of another clip" in page
+    assert "square" not in page.partition("Where the network looks")[2][:1000]
 
 
 def test_what_cannot_be_is_refused(trained, tmp_path, capsys, image_folder):
@@ -61,6 +64,7 @@ def test_what_cannot_be_is_refused(trained, tmp_path, capsys, image_folder):
         (["--data", data, "--net", "vgg13_bn"], "name the ResNet that sees a frame, such as resnet20"),
         (["--data", data, "--frames", "5"], "--frames 5: must be a square, 4, 9, 16, ... up to 64"),
         (["--data", data, "--frames", "4", "--glances", "6"], "see 5 frames, and a clip has 4"),
+        (["--data", data, "--flip", "True"], "--flip: a mirrored clip would have its frames in"),
         (["--data", "digits"], "--data digits holds no clips: give class folders of GIF or WebP"),
         (["--data", stills], "it has one frame, and a clip needs two or more"),
     ):

@@ -127,6 +127,19 @@ def test_encoders_start_from_a_trained_resnet_and_a_run_from_itself(trained, tmp
     other = stepwell.save(build("resnet14", num_classes=3), tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"other.safetensors does not fit the encoders \(layer1"):
         start_of(other)
+    two = build("glance-resnet8/2", ["1"], num_classes=3, image_size=16, side=8)
+    fewer = stepwell.save(two, tmp_path / "f.safetensors")
+    with pytest.raises(ValueError, match="f.safetensors holds glance-resnet8/2, and this network is"):
+        start_of(fewer)
+
+
+def test_glances_and_frames_are_named_for_what_they_see():
+    with pytest.raises(ValueError, match="frames-resnet8/3: say how many frames a clip has"):
+        build("frames-resnet8/3", image_size=32)
+    with pytest.raises(ValueError, match="glance-resnet8/3: its glances are crops"):
+        build("glance-resnet8/3", image_size=32, frames=4)
+    with pytest.raises(ValueError, match="glances of 8.0 pixels do not divide"):
+        build("glance-resnet8/3", image_size=32, side=8.0)
 
 
 def start_of(file):

@@ -178,7 +178,7 @@ def test_what_cannot_skip_is_refused_before_there_is_a_run(tmp_path):
         train("skipping", data="digits", out=tmp_path / "adder", net="adder/resnet14")
     with pytest.raises(ValueError, match="gates are for residual blocks, so name a ResNet"):
         train("skipping", out=tmp_path / "r", **FEW | {"net": "vgg13_bn"})
-    with pytest.raises(ValueError, match="--target 1.2: must be above 0, at most 1"):
+    with pytest.raises(ValueError, match="--target 1.2: must be between 0.01 and 1"):
         train("skipping", out=tmp_path / "r", target=1.2, **FEW)
     with pytest.raises(ValueError, match="--target is for --method aig: SkipNet's reward decides"):
         train("skipping", out=tmp_path / "r", method="skipnet", target=0.3, **FEW)

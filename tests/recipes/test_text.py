@@ -437,7 +437,10 @@ def test_images_and_texts_are_not_taken_for_each_other(encoder, data, tmp_path, 
     shutil.copy(data / "dev.tsv", tmp_path / "test only")
     pairs = write_tsv(tmp_path / "pairs.tsv", texts(9, pairs=True))
     lacks = "{} has no train.tsv: name a tab-separated file of texts with a header, or a folder with"
-    only = f"--data {data} holds texts, and this recipe takes images only:"
+    only = (
+        f"--data {data} holds texts, and this recipe takes images only: texts are for train ekd, "
+        "supervised, exits, sequences and bert"
+    )
     for line, message in (
         (["bert", "--data", data, "--teacher", encoder, "--size", "9"],
          "--size is for images, and train bert takes none: leave it out"),
@@ -447,8 +450,8 @@ def test_images_and_texts_are_not_taken_for_each_other(encoder, data, tmp_path, 
         (["supervised", "--data", tmp_path / "test only"], lacks.format(tmp_path / "test only")),
         (["ekd", "--data", data, "--net", encoder, "--test", pairs],
          f"train.tsv has single texts and {pairs} has pairs: name the same columns"),
-        (["drnet", "--data", data], f"{only} texts are for train ekd, supervised, exits and bert"),
-        (["skipping", "--data", data], f"{only} texts are for train ekd, supervised, exits and bert"),
+        (["drnet", "--data", data], only),
+        (["skipping", "--data", data], only),
         (["exits", "--data", "digits", "--net", encoder], "no file or folder digits: name a tab-"),
     ):  # fmt: skip
         code, _, err = told(capsys, "train", *line, "--out", tmp_path / "r")

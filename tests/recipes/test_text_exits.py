@@ -85,6 +85,9 @@ def test_commands_take_the_run(trained, capsys, monkeypatch):
     assert found["criterion"] == "entropy"
     main(["predict", run, "the dog is lovely", "--cascade", "--json"])
     assert json.loads(capsys.readouterr().out)[0]["depth"] in ("exit1", "exit2", "3")
+    main(["export", run, "--depth", "exit1", "--json"])
+    (row,) = json.loads(capsys.readouterr().out)["files"]
+    assert (row["depth"], row["parity"]["same_class"]) == ("exit1", 1.0)
 
 
 def test_a_policy_of_another_network_is_refused(trained):

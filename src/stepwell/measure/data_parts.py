@@ -11,7 +11,7 @@ from torch import nn
 
 from stepwell.data import Augment, Batches, ImageSet, Splits, load_images
 from stepwell.data.distill_data import DistillData
-from stepwell.data.formats import differing
+from stepwell.data.formats import differing, format_of
 from stepwell.data.image_flags import Augmentation, Images, LabelledImages, part_of
 from stepwell.files import read_json
 from stepwell.flags import recorded
@@ -165,8 +165,8 @@ def fitted(
             continue
         if not batches.images.drawing:
             raise ValueError(
-                f"the teacher {source.name} saw pictures of complex networks, and these are images: "
-                "give it complex networks"
+                f"the teacher {source.name} saw {format_of(source.drawing).NOUN}s, and these are "
+                "images: measure it on what it saw"
             )
         if name := differing(source.drawing, batches.images.drawing):
             value = source.drawing.get(name.replace("-", "_"))

@@ -201,6 +201,7 @@ def _times(net: NestedNet, test: TextBatches) -> dict[str, dict[str, Any]]:
         times = time_each(runs, ids, seconds=speed.SECONDS)
     return {
         row: {"ms": 1000 * fmean(found.times), "batch": 1, "threads": torch.get_num_threads()}
+        | ({"unsure": True} if found.busy else {})
         for row, found in times.items()
     }
 

@@ -337,16 +337,16 @@ def _costs(
 ) -> dict[str, dict[str, Any]]:
     images = speed.timed_images(test).to(next(net.parameters()).device)
     with in_eval_mode(net), torch.inference_mode():
-        times = time_each({"": net.forward}, images.split(1), seconds=speed.SECONDS)[""].times
+        watch = time_each({"": net.forward}, images.split(1), seconds=speed.SECONDS)[""]
     # images of equally many blocks, or of about equally much of their work, take equally long
     timed = seen.open[speed.timed_rows(len(seen.open))]
     groups = timed.sum(1).round().long().tolist()
     chosen = {
         "params": sum(p.numel() for p in net.module.parameters()),
         "macs": round(float(macs.at(seen.open).mean())),
-        "ms": 1000 * mean_of_medians(times, groups[: len(times)]),
+        "ms": 1000 * mean_of_medians(watch.times, groups[: len(watch.times)]),
         "batch": 1, "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    } | ({"unsure": True} if watch.busy else {})  # fmt: skip
     plain = without_gates(net).cpu()
     every = cost_of(plain, blank_image(plain, net.card.size), seconds=speed.SECONDS / 2)
     return {CHOSEN: chosen, ALL: every}

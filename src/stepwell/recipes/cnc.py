@@ -1,17 +1,29 @@
 """Train a small CNN on pictures of complex networks."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 
 from stepwell.data.image_flags import TrainingImages
 from stepwell.data.pictures.flags import Pictures
-from stepwell.flags import Flags, checked
+from stepwell.flags import Flags, checked, flag
 from stepwell.methods import Supervised
 from stepwell.recipes import flags
 from stepwell.tasks import classification, networks
 from stepwell.training import Loop, fit
+from stepwell.training.optim import OptimizerName
 from stepwell.training.optimisation import Smoothed
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPictures(Smoothed):
+    """A training on pictures of complex networks."""
+
+    epochs: int | None = 40
+    batch_size: int | None = 64
+    optimizer: Annotated[OptimizerName | None, flag("NAME")] = "adam"
+    lr: Annotated[float | None, flag("X", "sgd: 0.1; adam: 0.001")] = None
 
 
 def cnc(
@@ -23,7 +35,7 @@ def cnc(
     init: flags.Init = None,
     images: Flags[TrainingImages] = TrainingImages(),
     pictures: Flags[Pictures] = Pictures(),
-    training: Flags[Smoothed] = Smoothed(),
+    training: Flags[OnPictures] = OnPictures(),
     loop: Flags[Loop] = Loop(),
 ) -> dict[str, Any]:
     """Classify whole complex networks by their pictures (Xin, Zhang, Shao 2020).
@@ -37,7 +49,6 @@ def cnc(
         stepwell train cnc --data networks/ --out runs/paper --net cnc --embedding cbow
     """
     init = flags.file_of(init)
-    training = networks.settled(training)
     arguments = checked(locals())
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net, pictures=pictures)

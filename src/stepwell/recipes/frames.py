@@ -42,9 +42,9 @@ def frames(
     init = flags.file_of(init)
     training = classification.settled(training)
     clips.check()
-    images = replace(
-        images, flip=False
-    )  # a mirrored picture of a clip would have its frames in another order
+    if images.flip:
+        raise ValueError("--flip: a mirrored clip would have its frames in another order; leave it out")
+    images = replace(images, flip=False)
     arguments = checked(locals())
     if not net.startswith("resnet"):
         raise ValueError(f"--net {net}: name the ResNet that sees a frame, such as resnet20")

@@ -19,10 +19,18 @@ from stepwell.recipes import flags
 from stepwell.tasks import text
 from stepwell.tasks.measuring import Measured
 from stepwell.training import Loop, fit
+from stepwell.training.optim import OptimizerName
 from stepwell.training.optimisation import Smoothed
 
-#: Length, batches and rate, where the caller does not set them.
-USUAL: dict[str, Any] = {"epochs": 10, "batch_size": 32, "optimizer": "adamw", "lr": 1e-3}
+
+@dataclass(frozen=True, kw_only=True)
+class Updates(Smoothed):
+    """A training on texts from fresh weights."""
+
+    epochs: int | None = 10
+    batch_size: int | None = 32
+    optimizer: Annotated[OptimizerName | None, flag("NAME")] = "adamw"
+    lr: Annotated[float | None, flag("X")] = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +68,7 @@ def sequences(
     net: Annotated[str, flag("FOLDER")],
     skips: Flags[Skips] = Skips(),
     texts: Flags[TextFiles] = TextFiles(),
-    training: Flags[Smoothed] = Smoothed(),
+    training: Flags[Updates] = Updates(),
     loop: Flags[Loop] = Loop(),
     ablation: Hidden[SequencesAblation] = SequencesAblation(),
 ) -> dict[str, Any]:
@@ -76,7 +84,6 @@ def sequences(
         net: folder of the encoder (config.json, tokenizer.json, model.safetensors) whose tokenizer and
             word vectors are used.
     """
-    training = training.settled(**USUAL)
     arguments = checked(locals())
     if texts.regression:
         raise ValueError("--regression: sequences have classes; train ekd predicts numbers at depths")

@@ -11,9 +11,12 @@ from stepwell.report.markup import as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, number, read_arrays
 from stepwell.report.sections import grid
 
-#: Where crops may be, besides the places of the results.
-CONTROLS = {
+#: Where crops, and frames of clips, may be besides the places of the results.
+CROPS = {
     "others": "places of another image", "random": "random places", "fixed": "fixed places",
+}  # fmt: skip
+FRAMES = {
+    "others": "frames of another clip", "random": "random frames", "fixed": "frames spread evenly",
 }  # fmt: skip
 #: Pictures with their glances, at most.
 SHOWN = 12
@@ -27,18 +30,19 @@ def glances_section(run: RunRecord, colours: Mapping[str, str]) -> str:
     if side is None:
         return ""
     placed = {"random": "at random", "fixed": "at fixed places"}.get(str(own.get("where")), "")
+    clips = isinstance(looks, Sequence) and all(len(one) == 1 for one in looks)  # one row of frames
+    whole, part = ("all frames", "frame") if clips else ("the whole image", "square")
+    names = FRAMES if clips else CROPS
     words = (
-        f"The first glance sees the whole image, scaled to {side:g} pixels; each later one sees a "
-        f"square of {side:g} pixels, placed {placed or 'by the policy'}."
+        f"The first glance sees {whole}, scaled to {side:g} pixels; each later one sees a "
+        f"{part} of {side:g} pixels, placed {placed or 'by the policy'}."
     )
     if apart is not None:
-        words += (
-            f" Over the images, places vary by {apart:.2f} of the way that a square can move (random "
-            "ones by 0.29)."
-        )
+        way = "length of a clip" if clips else "way that a square can move"
+        words += f" Over the test part, places vary by {apart:.2f} of the {way} (random ones by 0.29)."
     parts = ["<h3>Where the network looks</h3>", f"<p>{escape(words)}</p>"]
     if isinstance(looks, Sequence) and not isinstance(looks, str):
-        controls = {name: as_mapping(own.get(key)) for key, name in CONTROLS.items()}
+        controls = {name: as_mapping(own.get(key)) for key, name in names.items()}
         rows = [
             [row, as_percent(run.score(row, "accuracy"))]
             + [as_percent(number(accuracies.get(row))) for accuracies in controls.values()]
@@ -47,7 +51,12 @@ def glances_section(run: RunRecord, colours: Mapping[str, str]) -> str:
         parts.append(table(["glances", "accuracy, placed by the policy", *controls], rows, ""))
         drawn = _looks([np.array(one, float) for one in looks])
         parts.append(
-            figure(drawn, "How many images have a glance's top left corner, or its frame, where")
+            figure(
+                drawn,
+                "How many clips have a glance's frame where"
+                if clips
+                else "How many images have a glance's top left corner where",
+            )
         )
     return "\n".join([*parts, grid(_pictures(run, int(side)))])
 

@@ -74,7 +74,7 @@ def read_splits(
 
 
 def refuse_texts(
-    data: str, instead: str = "texts are for train ekd, supervised, exits and bert"
+    data: str, instead: str = "texts are for train ekd, supervised, exits, sequences and bert"
 ) -> None:
     """Raise ValueError for data of texts, which says what to do `instead`."""
     if holds_texts(data):

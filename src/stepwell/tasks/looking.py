@@ -13,7 +13,7 @@ from stepwell.measure.glances import glances_at, measure_glances
 from stepwell.methods.glance import GlancePolicy, Glances
 from stepwell.nets import build
 from stepwell.nets.decisions.glances import Where, policy_of
-from stepwell.nets.families.glance import start_encoders
+from stepwell.nets.families.glance import is_glance, start_encoders
 from stepwell.nets.files.initial_weights import Start, start_pretrained
 from stepwell.nets.files.nested import load
 from stepwell.nets.nested.net import NestedNet
@@ -89,8 +89,14 @@ def start_glances(
     else:
         theirs = load(init)
         card = theirs.card
-        if theirs.builder is not None and theirs.builder[0] == name:
+        own_name = theirs.builder[0] if theirs.builder is not None else ""
+        if own_name == name:
             return classification.start_network(splits, net, init=init)
+        if is_glance(own_name):
+            raise ValueError(
+                f"{init} holds {own_name}, and this network is {name}: name a run with as many glances "
+                "of the same kind, or one of its ResNet"
+            )
     start_encoders(net.module, theirs.module, init)
     return net, Start(card, ())
 

@@ -1,7 +1,7 @@
 """The task of classifying complex networks: images, and what counts and degrees say without them."""
 
 import json
-from typing import Any, TypeVar
+from typing import Any
 
 from stepwell.data import Splits
 from stepwell.files import write_whole
@@ -10,21 +10,12 @@ from stepwell.nets import NestedNet
 from stepwell.tasks import measuring
 from stepwell.tasks.measuring import Measured
 from stepwell.tasks.task import Task
-from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
 
-Training = TypeVar("Training", bound=Optimisation)
-#: A training on pictures, where the caller does not set it.
-USUAL: dict[str, Any] = {"epochs": 40, "batch_size": 64, "optimizer": "adam"}
 #: The file of a run with examples for its page.
 EXPLAINED = "explained.json"
 #: The key of results that only networks have.
 KEY = "cnc"
-
-
-def settled(training: Training) -> Training:
-    """The training with the usual settings of pictures where the caller set none."""
-    return training.settled(**USUAL)
 
 
 def check_networks(splits: Splits, data: str) -> None:

@@ -256,7 +256,7 @@ def test_masks_pass_gradients_and_are_counted_in_eval_mode():
         ),
         (
             lambda: Pixels(build("resnet8", gates="pixels"), target=0.0),
-            "target 0.0: must be above 0, at most 1",
+            "target 0.0: must be between 0.01 and 1",
         ),
         (
             lambda: Pixels(build("resnet8", gates="pixels"), estimator="reinforce"),

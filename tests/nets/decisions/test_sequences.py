@@ -1,5 +1,6 @@
 """The recurrent layer that skips tokens: its two forms, its gradient, its graph, and torch's layers."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from stepwell.nets.decisions.sequences import (
     tokens_to_next,
 )
 from stepwell.nets.files.nested import load, save
+from stepwell.nets.files.onnx import session
 from stepwell.types import Batch
 
 WORDS, LENGTH, TEXTS = 40, 25, 7
@@ -216,6 +218,9 @@ def test_one_graph_of_standard_operators_skips_tokens(tmp_path, untyped):
     graph = onnx.load(tmp_path / "1.onnx").graph
     assert "Loop" in {node.op_type for node in graph.node}
     assert {node.domain for node in graph.node} == {""}
+    none = np.zeros((0, LENGTH), np.int64)  # the loop ends without a text, too
+    (answer,) = session(tmp_path / "1.onnx").run(None, {"input_ids": none, "attention_mask": none})
+    assert answer.shape == (0, 3)
 
 
 def test_a_file_gives_the_network_again(tmp_path):

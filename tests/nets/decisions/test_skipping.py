@@ -179,5 +179,5 @@ def test_what_cannot_skip_is_refused():
         Skipping(build("resnet8", num_classes=3, gates=True), estimator="threshold")
     with pytest.raises(ValueError, match="chooses between two paths or more, not 1"):
         Gate(8, 1)
-    with pytest.raises(ValueError, match="target 1.5: must be above 0, at most 1"):
+    with pytest.raises(ValueError, match="target 1.5: must be between 0.01 and 1"):
         Skipping(build("resnet8", num_classes=3, gates=True), target=1.5)

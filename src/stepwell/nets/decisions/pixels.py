@@ -48,8 +48,9 @@ class MaskUnit(nn.Module):
         batch, channels, height, width = x.shape
         kernel = self.place.weight[0].flatten(1).t()  # (9, channels)
         rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
-        parts = torch.cat([kernel, self.scores.weight]) @ rows.t()
-        parts = parts.view(10, batch, height, width)
+        # in this order the product reads the maps as they lie in memory
+        parts = (rows @ torch.cat([kernel, self.scores.weight]).t()).t()
+        parts = parts.unflatten(1, (batch, height, width))
         mean = parts[9].mean((1, 2)) + self.scores.bias
         shifted, stride = F.pad(parts[:9], (1, 1, 1, 1)), self.place.stride[0]
         y = mean[:, None, None]
@@ -149,7 +150,7 @@ class Masked(Gated):
             return base
         most = limit(break_even, len(x))
         if bool(decision.all()):
-            return base + self.branch(x)
+            return self.branch(x).add_(base)  # no further memory, as torchvision's block
         if most < 1 and self.share_of(decision, x) > most:
             return torch.addcmul(base, decision[:, None].to(base.dtype), self.branch(x))
         wide = self.widened(decision.to(x.dtype), x) > 0

@@ -143,7 +143,7 @@ class SkipCell(nn.Module):
         lengths, most = mask.sum(1), mask.shape[1]
 
         def goes_on(at: Tensor, state: Tensor) -> Tensor:
-            return (at < lengths).any()
+            return (at < lengths).sum() > 0  # `any` of no text is true in ONNX
 
         def one(at: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
             place = at.clamp(max=most - 1)[:, None, None].expand(-1, 1, vectors.shape[2])

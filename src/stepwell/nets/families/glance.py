@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import isqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +125,8 @@ def usual_side(size: int) -> int:
 
 def check_side(side: int, size: int) -> None:
     """Raise ValueError for glances that do not fit an image."""
-    if side not in (known := sides(size)):
+    known = sides(size)
+    if not isinstance(side, int) or side not in known:
         raise ValueError(
             f"glances of {side} pixels do not divide images of {size} pixels into parts: take "
             f"{', '.join(map(str, known))}"
@@ -165,7 +167,19 @@ def glance_builder(name: str, encoders: Callable[[str], Builder]) -> Builder:
             f"no network {name!r}: say how many glances, 2 to {MOST}, such as {prefix}{encoder}/4"
         )
     family = {str(i): (i,) for i in range(1, count + 1)}
+    make = partial(_made, name, encoders(encoder), count)
     return Builder(
-        partial(GlanceNet, encoders(encoder), count), ("glances",), str(count), family,
+        make, ("glances",), str(count), family,
         size=96 if prefix == CROPS else 128, size_argument="image_size", recipe=prefix[:-1],
     )  # fmt: skip
+
+
+def _made(
+    name: str, encoder: Builder, count: int, *, frames: int | None = None, **arguments: Any
+) -> GlanceNet:
+    clips = name.startswith(FRAMES)
+    if clips and frames is None:
+        raise ValueError(f"{name}: say how many frames a clip has, such as frames=16")
+    if frames is not None and not clips:
+        raise ValueError(f"{name}: its glances are crops; frames are of {FRAMES}RESNET/GLANCES")
+    return GlanceNet(encoder, count, frames=frames, **arguments)

@@ -115,7 +115,7 @@ class CifarResNet(nn.Module):
     ) -> None:
         super().__init__()
         if gates == "pixels" and norm != "batch":
-            raise ValueError("masks of positions need BatchNorm: leave out norm=, or name resnet20")
+            raise ValueError("masks of positions need BatchNorm: name such a network (resnet20)")
         norm_of = nn.BatchNorm2d if norm == "batch" else partial(nn.GroupNorm, 1)
         first, second, third = widths
         kernel = max(3, 2 * stride - 1)

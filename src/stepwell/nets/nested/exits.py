@@ -125,6 +125,8 @@ class ExitNet(nn.Module):
         self._modules = {**net._modules, HEAD: steps[-1]}
         self._steps = tuple(zip(steps, keywords, strict=True))
         self._keywords = frozenset().union(*keywords)  # that some step takes
+        if hasattr(net, "padding"):  # of a network of texts; its export needs the id
+            self.padding = net.padding
 
     def train(self, mode: bool = True) -> "ExitNet":
         """Set the mode of every module, and of steps that are code between modules."""
