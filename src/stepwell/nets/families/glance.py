@@ -21,6 +21,8 @@ from stepwell.types import Images
 CROPS, FRAMES = "glance-", "frames-"
 #: Glances of a network, at most; pixels of a glance, at least.
 MOST, SMALLEST = 16, 8
+#: Frames of a clip, where the caller does not say it.
+USUAL_FRAMES = 16
 #: Glances of fewer pixels get an encoder with the small stem, where there is a choice.
 SMALL_STEM = 64
 
@@ -178,8 +180,7 @@ def _made(
     name: str, encoder: Builder, count: int, *, frames: int | None = None, **arguments: Any
 ) -> GlanceNet:
     clips = name.startswith(FRAMES)
-    if clips and frames is None:
-        raise ValueError(f"{name}: say how many frames a clip has, such as frames=16")
     if frames is not None and not clips:
         raise ValueError(f"{name}: its glances are crops; frames are of {FRAMES}RESNET/GLANCES")
+    frames = USUAL_FRAMES if clips and frames is None else frames
     return GlanceNet(encoder, count, frames=frames, **arguments)

@@ -125,8 +125,7 @@ class ExitNet(nn.Module):
         self._modules = {**net._modules, HEAD: steps[-1]}
         self._steps = tuple(zip(steps, keywords, strict=True))
         self._keywords = frozenset().union(*keywords)  # that some step takes
-        if hasattr(net, "padding"):  # of a network of texts; its export needs the id
-            self.padding = net.padding
+        self.padding = int(getattr(net, "padding", 0))  # the token's id, of a network of texts
 
     def train(self, mode: bool = True) -> "ExitNet":
         """Set the mode of every module, and of steps that are code between modules."""
@@ -134,9 +133,15 @@ class ExitNet(nn.Module):
             step.train(mode)
         return super().train(mode)
 
-    def forward(self, x: Shaped[Tensor, "batch ..."], **given: Any) -> Float[Tensor, "batch ..."]:
-        """Logits (batch, classes); `given` as for `NestedNet.forward`."""
-        value: Value = x
+    def forward(
+        self, x: Shaped[Tensor, "batch ..."], real: Shaped[Tensor, "batch tokens"] | None = None,
+        **given: Any,
+    ) -> Float[Tensor, "batch ..."]:  # fmt: skip
+        """Logits (batch, classes); `given` as for `NestedNet.forward`.
+
+        `real` is 0 for the tokens of a text that are padding: a graph's second input.
+        """
+        value: Value = x if real is None else x.masked_fill(real == 0, self.padding)
         asked = request(given, (), self._keywords) or Request({}, ())
         for step, keywords in self._steps:
             value, _ = asked.call(step, value, keywords)
