@@ -5,7 +5,7 @@ write units in their own typography (`console.written`, `report.markup.written`)
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 Unit = Literal["percent", "points", "number", "count", "ms", "bytes", "blocks", "times"]
@@ -302,3 +302,9 @@ def chance_in_words(test: Mapping[str, Any], noun: str) -> str:
         f"cheapest of its depths that is right: {100 * test['oracle_accuracy']:.2f} % at "
         f"{big(test['oracle_macs'])} MACs"
     )
+
+
+def some(names: Collection[object], most: int = 5) -> str:
+    """The first names, and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, [*names][:most])) + more

@@ -17,11 +17,11 @@ from stepwell.data.boxes import (
     unlabelled,
     unlisted,
 )
-from stepwell.data.coco import some
 from stepwell.data.decoding import image_files
 from stepwell.data.loader import generator_of, seed_of
 from stepwell.files import write_whole
 from stepwell.flags import flag
+from stepwell.measures import some
 
 #: Usual names of the parts.
 PARTS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}

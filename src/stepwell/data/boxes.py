@@ -28,11 +28,11 @@ from stepwell.data.coco import (
     is_id,
     read_content,
     row_of,
-    some,
 )
 from stepwell.data.decoding import check_files, image_files
 from stepwell.data.loader import generator_of, seed_of
 from stepwell.data.preprocess import open_image, upright_size
+from stepwell.measures import some
 from stepwell.types import Boxes
 
 #: Pixels that a box may stick out of its image without a note: labelling tools round.

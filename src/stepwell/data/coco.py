@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stepwell.data.decoding import NAMED
 from stepwell.files import damaged
+from stepwell.measures import some
 from stepwell.types import Boxes
 
 #: Largest json file that is read into memory.
@@ -35,12 +35,6 @@ def read_content(file: Path) -> Any:
         raise damaged(file, error, "it may be cut off; write it again") from None
 
 
-def some(names: Sequence[Any]) -> str:
-    """The first names, and the number of the others."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(map(str, names[:NAMED])) + more
-
-
 class Row(NamedTuple):
     """One annotation: `clipped`, by how many pixels it stuck out of its image."""
 
@@ -53,6 +47,7 @@ class Row(NamedTuple):
 
 
 def check_lists(file: Path, content: Mapping[str, Any]) -> None:
+    """Raise ValueError for a list of COCO's json that is none, or has an entry that is no object."""
     for name in LISTS:
         if not isinstance(content[name], list):
             raise ValueError(f"{file}: its {name} are no list of entries")
@@ -137,15 +132,18 @@ def row_of(
 
 
 def boxes_of(rows: Sequence[Row]) -> Boxes:
+    """The boxes of one image."""
     found = Boxes.of([r.box for r in rows], [r.label for r in rows], [r.score for r in rows])
     crowd = torch.tensor([r.crowd for r in rows], dtype=torch.bool)
     return found._replace(crowd=crowd, areas=torch.tensor([r.area for r in rows]))
 
 
 def is_number(value: Any) -> bool:
+    """Check whether a value of a json file is a number that a float can hold."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and abs(value) <= sys.float_info.max  # a whole number may be larger than any float
 
 
 def is_id(value: Any) -> bool:
+    """Check whether a value can be an image's id: a number or a text, which can be looked up."""
     return isinstance(value, int | str | float)

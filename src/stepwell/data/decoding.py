@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from stepwell.data.preprocess import LONGEST, UNREADABLE, Source, open_image, squared
+from stepwell.measures import some
 
 T = TypeVar("T")
 #: Most bytes of a set that is decoded into memory at once.
@@ -29,8 +30,6 @@ DECODERS = 2
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 #: Bytes, and pixels, of an image that is decoded in about a millisecond.
 SMALL = 2**16
-#: Most bad files or folders that a message names.
-NAMED = 5
 #: Most files of a data set that are opened before training; about 12 s for so many.
 CHECKED = 100_000
 
@@ -69,16 +68,10 @@ def each(paths: Sequence[Path], read: Callable[[Path], Any], noun: str = "image"
     if bad:
         cause = next(iter(bad.values())).__cause__
         raise ValueError(
-            f"cannot read {len(bad)} of {len(paths)} {noun}s, {some_of(bad)} (the first: {cause}): "
+            f"cannot read {len(bad)} of {len(paths)} {noun}s, {some(bad)} (the first: {cause}): "
             "replace or remove them"
         )
     return results
-
-
-def some_of(paths: Sequence[Path] | dict[Path, Any]) -> str:
-    """The first paths by name, and the number of the others."""
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return ", ".join(map(str, [*paths][:NAMED])) + more
 
 
 def check_files(paths: Sequence[Path]) -> None:

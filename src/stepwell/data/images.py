@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from stepwell.data.decoding import DIFFERENT, Files, some_of
+from stepwell.data.decoding import DIFFERENT, Files
 from stepwell.data.formats import PHOTOGRAPHS, Format, at, format_of
 from stepwell.data.groups import groups_of, read_groups, set_aside, shared_with_train
 from stepwell.files import cache_folder
+from stepwell.measures import some
 
 #: Data sets by name.
 NAMED = ("digits", "cifar10", "cifar100")
@@ -140,8 +141,8 @@ class ImageSet:
         """Mean and standard deviation per channel, pixels scaled to [0, 1], of up to 5,000 images."""
         chosen = torch.linspace(0, len(self) - 1, min(len(self), 5000)).long()
         count, sums, squares = 0, torch.zeros(()).long(), torch.zeros(()).long()
-        for some in chosen.split(64):  # all at once would take 16 times the memory of the bytes
-            x = self.pixels[some].int()
+        for few in chosen.split(64):  # all at once would take 16 times the memory of the bytes
+            x = self.pixels[few].int()
             count += x[:, 0].numel()
             sums = sums + x.sum((0, 2, 3))
             squares = squares + x.square().sum((0, 2, 3))
@@ -314,7 +315,7 @@ def _class_files(
     noun = form.NOUN
     wrong = [f"class folder {empty[0]} holds no {noun}: fill or remove it"] if empty else []
     if len(empty) > 1:
-        wrong = [f"{len(empty)} class folders hold no {noun}, {some_of(empty)}: fill or remove them"]
+        wrong = [f"{len(empty)} class folders hold no {noun}, {some(empty)}: fill or remove them"]
     try:
         form.check([path for part in parts for files in part.values() for path in files])
     except ValueError as error:

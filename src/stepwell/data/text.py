@@ -6,11 +6,13 @@ Raw quotes are part of the text, and a tab always ends a column.
 import codecs
 import math
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from stepwell.measures import some
 
 #: Usual names of the columns of a text, and of a text and its partner, in the order they are tried.
 TEXT_COLUMNS = (
@@ -140,7 +142,7 @@ class Labels:
             if label not in index:
                 raise ValueError(
                     f"{texts.path}, line {line}: no training text has the label {label!r}; there are "
-                    f"{_some(self.classes)}"
+                    f"{some(self.classes, 10)}"
                 )
         return [index[label] for label in texts.labels]
 
@@ -275,8 +277,3 @@ def _usual(table: Table, remedy: str) -> tuple[str, ...]:
         f"{table.path} has no usual column of texts (such as sentence, text, or sentence1 and "
         f"sentence2); its first line names {', '.join(table.columns)}: {remedy}"
     )
-
-
-def _some(names: Collection[str], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(list(names)[:most]) + more

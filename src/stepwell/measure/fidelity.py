@@ -25,7 +25,7 @@ from stepwell.measure.text import TextBatchParts, load_text, text_parts
 from stepwell.nets.files.container import network_file
 from stepwell.nets.files.nested import load
 from stepwell.nets.nested.calibrate import estimate_all
-from stepwell.nets.nested.interpolation import between, differing
+from stepwell.nets.nested.interpolation import differing, interpolate
 
 #: Training examples to compare on, at most; evenly spaced over all.
 TRAIN_EXAMPLES = 50_000
@@ -231,7 +231,7 @@ def _lines(
             continue
         lines[depth] = []
         for i in track(range(points), f"line of depth {depth}", points):
-            mixed = between(student, taught_by, i / (points - 1)).eval()
+            mixed = interpolate(student, taught_by, i / (points - 1)).eval()
             estimate_all(mixed, train)
             point = {"share": i / (points - 1)}
             for part, batches in compared.items():

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from stepwell.data.coco import some
+from stepwell.measures import some
 
 #: Names at least this similar may mean one class.
 SIMILAR = 0.8

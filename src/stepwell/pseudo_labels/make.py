@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
 from stepwell.data.boxes import BoxSet
-from stepwell.data.coco import some
+from stepwell.measures import some
 from stepwell.pseudo_labels.categories import Categories
 from stepwell.pseudo_labels.fusion import fuse, without_doubles
 from stepwell.pseudo_labels.thresholds import (

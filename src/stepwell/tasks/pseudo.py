@@ -14,9 +14,9 @@ import torch
 from stepwell.data.box_batches import BoxBatches
 from stepwell.data.box_files import ASIDE, BoxFiles, BoxPool, keep_test, read_labels, read_pool
 from stepwell.data.boxes import BoxSet
-from stepwell.data.coco import some
 from stepwell.files import write_whole
 from stepwell.measure.detection import precisions
+from stepwell.measures import some
 from stepwell.methods import Detection
 from stepwell.nets.detection.detector import Detector
 from stepwell.pseudo_labels.categories import Categories, merged

@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from stepwell.nets import build
-from stepwell.nets.nested.interpolation import between, differing, start_interpolated
+from stepwell.nets.nested.interpolation import differing, interpolate, start_interpolated
 from stepwell.types import Batch
 
 
@@ -21,7 +21,7 @@ def nets():
 def test_the_ends_are_the_networks_to_the_bit_and_the_middle_is_the_mean():
     a, b = nets()
     before = {k: v.clone() for k, v in a.state_dict().items()}
-    start, middle, end = (between(a, b, share).state_dict() for share in (0.0, 0.5, 1.0))
+    start, middle, end = (interpolate(a, b, share).state_dict() for share in (0.0, 0.5, 1.0))
     assert_close(start, before, rtol=0, atol=0)
     assert_close(end, dict(b.state_dict()), rtol=0, atol=0)
     for name, value in middle.items():
@@ -35,7 +35,7 @@ def test_unlike_architectures_have_no_line():
     assert differing(a, a) is None
     assert differing(a, build("resnet14", num_classes=3).module) == "layer1.1.conv1.weight"
     with pytest.raises(ValueError, match=r"no line between two architectures: fc\.weight"):
-        between(a, other, 0.5)
+        interpolate(a, other, 0.5)
 
 
 def net(name="resnet8", seed=0):

@@ -30,6 +30,7 @@ from stepwell.data import load_images
 from stepwell.device import processor
 from stepwell.files import write_whole
 from stepwell.flags import call, flags_of
+from stepwell.measure.data_parts import data_fingerprint
 from stepwell.recipes import RECIPES
 from stepwell.training.run import plain
 
@@ -206,8 +207,7 @@ class Study:
 
 def image_fingerprint(arguments: Mapping[str, Any]) -> str:
     """Hash of the images that an arm with these arguments trains and tests on."""
-    splits = load_images(arguments["data"], arguments["size"])
-    return f"{splits.train.fingerprint}/{splits.test.fingerprint}"
+    return data_fingerprint(load_images(arguments["data"], arguments["size"]))
 
 
 def run_study(

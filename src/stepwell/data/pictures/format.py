@@ -11,11 +11,11 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stepwell.data.decoding import some_of
 from stepwell.data.formats import Format
 from stepwell.data.pictures import network, picture, reading, store, word2vec
 from stepwell.data.pictures.flags import Pictures
 from stepwell.data.pictures.network import SUFFIXES, Network, read_network
+from stepwell.measures import some
 
 #: Height and width of the paper's pictures.
 SIZE = 48
@@ -76,7 +76,7 @@ class NetworkPictures(Format):
             error = next(iter(bad.values()))
             if len(bad) == 1:
                 raise error
-            raise ValueError(f"cannot read {len(bad)} networks, {some_of(bad)} (the first: {error})")
+            raise ValueError(f"cannot read {len(bad)} networks, {some(bad)} (the first: {error})")
         pixels = np.stack([one.pixels for one in drawn]).transpose(0, 3, 1, 2)
         facts = np.array([one.facts for one in drawn])
         about = {name: facts[:, i] for i, name in enumerate(store.FACTS)}

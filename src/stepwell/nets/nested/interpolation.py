@@ -11,7 +11,7 @@ from stepwell.types import Batch
 
 
 @torch.no_grad()
-def between(a: nn.Module, b: nn.Module, share: float) -> nn.Module:
+def interpolate(a: nn.Module, b: nn.Module, share: float) -> nn.Module:
     """A copy of `a` whose weights are (1 - share) · a + share · b; exact at 0 and 1.
 
     Floating buffers are interpolated, too; statistics of BatchNorm need to be estimated again
@@ -45,7 +45,7 @@ def start_interpolated(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"a start between student and teacher is a share in [0, 1], not {share}")
-    student.load_state_dict(between(student, teacher, share).state_dict())
+    student.load_state_dict(interpolate(student, teacher, share).state_dict())
     if 0 < share < 1:
         estimate_all(student, batches)
 
