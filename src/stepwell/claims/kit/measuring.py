@@ -44,7 +44,7 @@ def validated_parts(net: NestedNet, file: Path, data: str) -> Parts:
     """The parts of the data as the run of `file` had them; ValueError without a validation part."""
     parts = parts_of(net, file, config_of(file, "train it again"), data)
     if parts.validation is None:
-        raise ValueError(f"{file} has no validation part, which thresholds and prices are found on")
+        raise ValueError(f"{file} has no validation part, to find thresholds and cost penalties on")
     return parts
 
 

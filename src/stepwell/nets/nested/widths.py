@@ -176,9 +176,9 @@ def check_widths(multipliers: Sequence[float], module: nn.Module) -> tuple[float
     unit = gcd(*(c.out_channels for c in convolutions))
     for share in shares:
         if not abs(share * unit - round(share * unit)) < WHOLE:
-            least = min(c.out_channels for c in convolutions)
             raise ValueError(
-                f"a width of {width_name(share)}: {least} channels times {width_name(share)} are "
-                f"{share * least:g}, no whole number; name multiples of {1 / unit:g}"
+                f"a width of {width_name(share)}: the layers' channels are multiples of {unit}, and "
+                f"{width_name(share)} of {unit} is {share * unit:g}, no whole number; name multiples "
+                f"of {1 / unit:g}"
             )
     return shares
