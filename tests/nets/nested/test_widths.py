@@ -158,7 +158,7 @@ def test_widths_are_in_the_file_and_a_plain_network_is_a_start(tmp_path):
     [
         (
             (0.3, 1),
-            r"a width of 0.3: .* multiples of 16, and 0.3 of 16 is 4.8, no whole number; name multiples",
+            r"a width of 0.3: .* multiples of 16, and 0.3 of 16 is 4.8, no whole number; name",
         ),
         ((1,), "at least two widths are needed, got 1: name some, such as 0.5 1"),
         ((), "at least two widths are needed, got none"),
