@@ -87,7 +87,7 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
 }
 
 #: Studies of dynamic inference whose results are published, in benchmarks/results/claims.
-PUBLISHED = ("drnet", "exits", "frames", "glance", "sequences", "textexits")
+PUBLISHED = ("drnet", "exits", "frames", "glance", "pixels", "sequences", "textexits")
 
 DATA = {
     "digits": "1,797 handwritten digits of 8×8 pixels, 10 classes (scikit-learn; no download)",
