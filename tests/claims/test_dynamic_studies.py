@@ -236,9 +236,8 @@ def test_a_quick_study_of_exits_sets_cascades_of_its_network(tmp_path):
 @pytest.mark.usefixtures("quick")
 def test_a_quick_study_of_masks_adds_them_to_a_trained_network(tmp_path):
     arms = (pixels.MASKS,)
-    result, _ = verify_system("pixels", {}, quick=True, seeds=2, workers=1, folder=tmp_path, arms=arms)
+    result, _ = verify_system("pixels", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)
     assert {*result["arms"]} == {pixels.FIRST, pixels.MASKS}
-    assert {path.name.rsplit("-", 2)[1] for path in (tmp_path / "units").iterdir()} == {"0", "1"}
 
 
 @pytest.mark.usefixtures("quick")

@@ -442,6 +442,14 @@ def test_verify_ekd_quick_runs_and_goes_on_where_it_stopped(tmp_path):
     assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
 
 
+def test_a_quick_study_trains_as_many_seeds_as_it_is_told(tmp_path):
+    record, _ = verify_system(
+        "ekd", {"part": "1/4", "epochs": 1}, quick=True, seeds=2, workers=1, folder=tmp_path,
+        arms=["32 alone"],
+    )  # fmt: skip
+    assert record["arms"]["32 alone"]["32/accuracy"]["n"] == 2
+
+
 def test_an_unknown_arm_is_named_with_all_there_are(tmp_path):
     with pytest.raises(ValueError, match=r"no arm '21\*'; there are: 32 alone; "):
         quick(tmp_path, ["21*"])
@@ -488,7 +496,7 @@ def test_a_failure_is_told_before_the_other_trainings_end(tmp_path, capsys, monk
         "stepwell.claims.kit.study._marks", lambda study, common: dict.fromkeys(arms, ("", ""))
     )
     arms = {
-        "long": Arm("claims.test_kit:failing", {"wait": 5.0}),
+        "long": Arm("claims.test_kit:failing", {"wait": 2.0}),
         "bad": Arm("claims.test_kit:failing"),
     }
     with pytest.raises(ValueError, match="this arm fails"):
