@@ -35,7 +35,12 @@ class Latency(NamedTuple):
     def row(self, batch: int = 1) -> dict[str, Any]:
         """Give the entries of a cost table, per example; "unsure" only if it is."""
         times = {"ms": self.ms / batch, "ms_low": self.low / batch, "ms_high": self.high / batch}
-        return times | ({"unsure": True} if self.unsure else {})
+        return times | marked(self.unsure)
+
+
+def marked(busy: bool) -> dict[str, bool]:
+    """The entry "unsure" of results whose times are of a busy machine; none otherwise."""
+    return {"unsure": True} if busy else {}
 
 
 class Watch:

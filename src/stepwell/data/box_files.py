@@ -87,20 +87,8 @@ def read_parts(data: Path, files: BoxFiles = BoxFiles()) -> BoxParts:
             "folder with COCO json, or the json file"
         )
     train = read_boxes(train_file, _images_of(train_file, data, files))
-    test_file, valid_file = files.test, files.valid
-    if data.is_dir():
-        valid_file = valid_file or _json_of(data, "valid")
-        test_file = test_file or _json_of(data, "test")
-    if test_file is None and files.valid is None:
-        test_file, valid_file = valid_file, None
-    notes, parts = [*train.notes], []
-    for file in (test_file, valid_file):
-        part = None
-        if file is not None:
-            part = read_boxes(file, _images_of(file, data, files), train.classes)
-            notes += part.notes
-        parts.append(part)
-    test, validation = parts
+    test, validation = _measured_parts(data, files, train.classes)
+    notes = [note for part in (train, test, validation) if part is not None for note in part.notes]
     check_apart({"training": train, "validation": validation, "test": test})
     folder = _images_of(train_file, data, files)
     read = [part for part in (train, test, validation) if part is not None]
@@ -111,6 +99,22 @@ def read_parts(data: Path, files: BoxFiles = BoxFiles()) -> BoxParts:
         train, test = train.split(ASIDE)
         notes.append(f"{train_file} has no test part: {len(test)} of its images are set aside for it")
     return BoxParts(train, test, validation, tuple(notes))
+
+
+def _measured_parts(
+    data: Path, files: BoxFiles, classes: Sequence[str]
+) -> tuple[BoxSet | None, BoxSet | None]:
+    """The test and validation parts that flags name, or that a folder holds."""
+    test, validation = files.test, files.valid
+    if data.is_dir():
+        test, validation = test or _json_of(data, "test"), validation or _json_of(data, "valid")
+    if test is None and files.valid is None:
+        test, validation = validation, None
+
+    def part(file: Path | None) -> BoxSet | None:
+        return None if file is None else read_boxes(file, _images_of(file, data, files), classes)
+
+    return part(test), part(validation)
 
 
 def keep_test(run: Path, test: BoxSet) -> None:
@@ -210,18 +214,8 @@ def read_pool(
     folder = data if train_file is None else _images_of(train_file, data, files)
     if files.images is not None:
         folder = files.images
-    valid_file, test_file = files.valid or _json_of(data, "valid"), files.test or _json_of(data, "test")
-    if test_file is None and files.valid is None:
-        test_file, valid_file = valid_file, None
-    notes = [*(labelled.notes if labelled is not None else ())]
-    parts: list[BoxSet | None] = []
-    for file in (test_file, valid_file):
-        part = None
-        if file is not None:
-            part = read_boxes(file, _images_of(file, data, files), classes)
-            notes += part.notes
-        parts.append(part)
-    test, validation = parts
+    test, validation = _measured_parts(data, files, classes)
+    notes = [note for part in (labelled, test, validation) if part is not None for note in part.notes]
     check_apart({"training": labelled, "validation": validation, "test": test})
     if labelled is not None and test is None:
         labelled, test = labelled.split(ASIDE)

@@ -176,7 +176,7 @@ def keep_fidelity(
 ) -> None:
     """Keep fidelity in the run for its report, if it was measured on the run's own data."""
     from stepwell.measure.fidelity import write_fidelity
-    from stepwell.measure.fidelity_networks import folder_of
+    from stepwell.nets.files.container import folder_of
 
     if not network.config:
         return
@@ -328,21 +328,20 @@ def sample_of(network: Network, data: str | None, *, calibrated: bool = False) -
     """
     from stepwell.export import Sample, check_images, take
     from stepwell.measure.data_parts import parts_of
-    from stepwell.nets.files.container import network_file
+    from stepwell.nets.files.container import folder_of
 
     net, path, config = network.net, network.path, network.config
-    run = network_file(path).parent
     if not (config or data):
         if calibrated:
             raise ValueError(f"--int8 calibrates on training images, and {path} names none: add --data")
-        return check_images(net, run), None
+        return check_images(net, folder_of(path)), None
     try:
         parts = parts_of(net, path, config, data)
     except ValueError as error:
         if data or calibrated:
             raise
         say(f"note: checked on the run's stored images, because its data cannot be used: {error}")
-        return check_images(net, run), None
+        return check_images(net, folder_of(path)), None
     part = "test" if parts.validation is None else "validation"
     return Sample(take(parts.validation or parts.test, 64), part), parts
 

@@ -75,12 +75,12 @@ def _test_part(network: Network, data: str | None) -> "BoxSet":
     """The test part of the run's data, or of other data; errors as for `read_boxes`."""
     from stepwell.data.box_files import BoxFiles, read_kept, read_parts, read_test
     from stepwell.flags import recorded
-    from stepwell.nets.files.container import network_file
+    from stepwell.nets.files.container import folder_of
 
     classes, arguments = network.net.net.card.classes, network.config.get("arguments", {})
     if data is not None:
         return read_test(Path(data), classes)
-    kept = read_kept(network_file(network.path).parent, classes)
+    kept = read_kept(folder_of(network.path), classes)
     files = recorded(BoxFiles, _as_paths(arguments))
     return read_parts(Path(arguments["data"]), files).test if kept is None else kept
 

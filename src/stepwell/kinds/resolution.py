@@ -90,7 +90,7 @@ def measured(
     from stepwell.measure import choices as measuring
     from stepwell.measure.data_parts import parts_of
     from stepwell.measure.speed import timed_images
-    from stepwell.nets.files.container import network_file
+    from stepwell.nets.files.container import folder_of
 
     net, config = network.net, network.config
     if budget_macs is not None:
@@ -102,7 +102,7 @@ def measured(
     if budget_macs is not None:
         results["at"] = f"at most {in_words('macs', budget_macs)}"
     record = results[system.key]
-    run = network_file(network.path).parent
+    run = folder_of(network.path)
     if budget_macs is None and config and (run / "results.json").exists():
         record["target"] = read_results(run)[system.key].get("target")
     record["speed"] = measuring.measure_speed(net, timed_images(parts.test))

@@ -1,7 +1,6 @@
 """Depths, cascades and choices of trained networks as rows of a server."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stepwell.files import export_folder
@@ -116,10 +115,10 @@ def _exported_choices(network: Network, engine: Engine) -> RowAnswers:
 
 def measured(network: Network) -> Mapping[str, Mapping[str, Any]]:
     """Costs and test accuracy of the rows of a run, by its results.json; empty outside of a run."""
-    from stepwell.nets.files.container import network_file
+    from stepwell.nets.files.container import folder_of
     from stepwell.results import read_results
 
-    run: Path = network_file(network.path).parent
+    run = folder_of(network.path)
     if not network.config or not (run / "results.json").exists():
         return {}
     results = read_results(run)

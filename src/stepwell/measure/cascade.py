@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stepwell.cost import count_macs_of_steps, mean_of_medians, time_each
+from stepwell.cost.latency import marked
 from stepwell.evaluation import gather_logits
 from stepwell.evaluation.calibration import best_temperature
 from stepwell.evaluation.cascade import (
@@ -35,8 +36,6 @@ from stepwell.types import Batch, Labels, Logits
 
 #: Depths in one cascade, at most.
 LONGEST = 4
-#: The goal where none is given, in words.
-FULL = "as accurate as the full net"
 SEARCHES = {"best": find_thresholds, "geometric": find_geometric}
 
 
@@ -103,9 +102,10 @@ def calibrate_cascade(
     if macs is not None and not macs > 0:
         raise ValueError(f"a budget of MACs must be a positive number, not {macs}")
     known = _Known(net, validation, criterion, search, temper=temper)
-    if accuracy is None and macs is None:
+    asked = accuracy is not None or macs is not None
+    if not asked:
         accuracy = known.right[net.full].double().mean().item()
-        words = FULL
+        words = "as accurate as the full net"
     else:
         words = (
             f"at most {in_words('macs', macs, net.card.input)}"
@@ -115,8 +115,8 @@ def calibrate_cascade(
     goal = Goal(accuracy, macs)
     record = known.best(goal) | {"goal": words}
     if not goal.met(Outcome(record["accuracy"], record["macs"], ())):
-        if words == FULL:  # geometric shares always stop some images early
-            return record | {"goal": f"{FULL}, or the nearest to it"}
+        if not asked:  # geometric shares always stop some images early
+            return record | {"goal": f"{words}, or the nearest to it"}
         raise ValueError(
             f"no cascade reaches the goal on the {record['images']} validation {net.card.input}s "
             f"({words}): the nearest, of {', '.join(record['depths'])}, has "
@@ -320,4 +320,4 @@ def measure_cascade(
         "oracle_macs": float(costs[each.double().argmax(0)].mean()),
         "ms": 1000 * mean_of_medians(times[""].times, timed),
         "full_ms": 1000 * statistics.median(times["full_"].times),
-    } | ({"unsure": True} if any(watch.busy for watch in times.values()) else {})  # fmt: skip
+    } | marked(any(watch.busy for watch in times.values()))  # fmt: skip

@@ -20,9 +20,9 @@ from stepwell.evaluation.side_by_side import Observed, observe
 from stepwell.files import config_of, read_json, write_whole, writing
 from stepwell.measure.data_parts import Parts, RunImages, parts_of
 from stepwell.measure.fidelity_fit import Fitted, fit_pair, fit_texts
-from stepwell.measure.fidelity_networks import folder_of, named, open_pair
+from stepwell.measure.fidelity_networks import named, open_pair
 from stepwell.measure.text import TextBatchParts, load_text, text_parts
-from stepwell.nets.files.container import network_file
+from stepwell.nets.files.container import folder_of, network_file
 from stepwell.nets.files.nested import load
 from stepwell.nets.nested.calibrate import estimate_all
 from stepwell.nets.nested.interpolation import differing, interpolate

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from stepwell.files import config_of, writing
 from stepwell.nets import NestedNet
-from stepwell.nets.files.container import network_file
+from stepwell.nets.files.container import folder_of
 from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.nested.interpolation import differing
 from stepwell.teachers import OpenTeacher, open_teacher
@@ -73,11 +73,6 @@ def open_pair(
     if control is not None:
         controls = _open_controls(run, depths, control, own, opened.sources)
     return Pair(run, net, config, own, depths, opened, controls)
-
-
-def folder_of(run: Path) -> Path:
-    """Give the run directory of a run or of its network's file."""
-    return network_file(run).parent
 
 
 def named(opened: OpenTeacher) -> str:

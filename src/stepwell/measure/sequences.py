@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from stepwell.cost import count_macs, time_each
+from stepwell.cost.latency import marked
 from stepwell.data.tokens import TextBatches, TokenSet
 from stepwell.evaluation import gather_logits
 from stepwell.measure import speed
@@ -201,7 +202,7 @@ def _times(net: NestedNet, test: TextBatches) -> dict[str, dict[str, Any]]:
         times = time_each(runs, ids, seconds=speed.SECONDS)
     return {
         row: {"ms": 1000 * fmean(found.times), "batch": 1, "threads": torch.get_num_threads()}
-        | ({"unsure": True} if found.busy else {})
+        | marked(found.busy)
         for row, found in times.items()
     }
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepwell.cost import cost_of, count_macs, mean_of_medians, measure_latencies, time_each
+from stepwell.cost.latency import marked
 from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.evaluation.cost_penalty import Priced, front
@@ -346,7 +347,7 @@ def _costs(
         "macs": round(float(macs.at(seen.open).mean())),
         "ms": 1000 * mean_of_medians(watch.times, groups[: len(watch.times)]),
         "batch": 1, "threads": torch.get_num_threads(),
-    } | ({"unsure": True} if watch.busy else {})  # fmt: skip
+    } | marked(watch.busy)  # fmt: skip
     plain = without_gates(net).cpu()
     every = cost_of(plain, blank_image(plain, net.card.size), seconds=speed.SECONDS / 2)
     return {CHOSEN: chosen, ALL: every}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stepwell.cost import measure_latencies
-from stepwell.cost.latency import synchronised
+from stepwell.cost.latency import marked, synchronised
 from stepwell.data import Batches, normalise
 from stepwell.types import Images
 
@@ -69,8 +69,8 @@ def compare_batches(
     count = sum(map(len, parts))
     speed = {name: 1000 * count / time.ms for name, time in times.items()}
     speed["speed_up"] = speed["chosen"] / speed["fixed"]
-    unsure = {"unsure": True} if any(time.unsure for time in times.values()) else {}
-    return {"batch": len(parts[0]), **speed, "by_macs": by_macs(parts)} | unsure
+    unsure = any(time.unsure for time in times.values())
+    return {"batch": len(parts[0]), **speed, "by_macs": by_macs(parts)} | marked(unsure)
 
 
 def run_each(run: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> None:

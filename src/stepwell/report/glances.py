@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,32 @@ from stepwell.report.markup import as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, number, read_arrays
 from stepwell.report.sections import grid
 
-#: Where crops, and frames of clips, may be besides the places of the results.
-CROPS = {
-    "others": "places of another image", "random": "random places", "fixed": "fixed places",
-}  # fmt: skip
-FRAMES = {
-    "others": "frames of another clip", "random": "random frames", "fixed": "frames spread evenly",
-}  # fmt: skip
+
+class Words(NamedTuple):
+    """How the page speaks of glances.
+
+    whole, part: what the first glance and a later one see. way: the range of a place.
+    counted: the title of the counts of places. controls: places besides those of the results.
+    """
+
+    whole: str
+    part: str
+    way: str
+    counted: str
+    controls: Mapping[str, str]
+
+
+CROPS = Words(
+    "the whole image", "square", "way that a square can move",
+    "How many images have a glance's top left corner where",
+    {"others": "places of another image", "random": "random places", "fixed": "fixed places"},
+)  # fmt: skip
+FRAMES = Words(
+    "all frames", "frame", "length of a clip", "How many clips have a glance's frame where",
+    {"others": "frames of another clip", "random": "random frames", "fixed": "frames spread evenly"},
+)  # fmt: skip
+#: By recipe.
+WORDS = {"glance": CROPS, "frames": FRAMES}
 #: Pictures with their glances, at most.
 SHOWN = 12
 
@@ -30,19 +50,18 @@ def glances_section(run: RunRecord, colours: Mapping[str, str]) -> str:
     if side is None:
         return ""
     placed = {"random": "at random", "fixed": "at fixed places"}.get(str(own.get("where")), "")
-    clips = isinstance(looks, Sequence) and all(len(one) == 1 for one in looks)  # one row of frames
-    whole, part = ("all frames", "frame") if clips else ("the whole image", "square")
-    names = FRAMES if clips else CROPS
-    words = (
-        f"The first glance sees {whole}, scaled to {side:g} pixels; each later one sees a "
-        f"{part} of {side:g} pixels, placed {placed or 'by the policy'}."
+    words = WORDS.get(run.recipe, CROPS)
+    said = (
+        f"The first glance sees {words.whole}, scaled to {side:g} pixels; each later one sees a "
+        f"{words.part} of {side:g} pixels, placed {placed or 'by the policy'}."
     )
     if apart is not None:
-        way = "length of a clip" if clips else "way that a square can move"
-        words += f" Over the test part, places vary by {apart:.2f} of the {way} (random ones by 0.29)."
-    parts = ["<h3>Where the network looks</h3>", f"<p>{escape(words)}</p>"]
+        said += (
+            f" Over the test part, places vary by {apart:.2f} of the {words.way} (random ones by 0.29)."
+        )
+    parts = ["<h3>Where the network looks</h3>", f"<p>{escape(said)}</p>"]
     if isinstance(looks, Sequence) and not isinstance(looks, str):
-        controls = {name: as_mapping(own.get(key)) for key, name in names.items()}
+        controls = {name: as_mapping(own.get(key)) for key, name in words.controls.items()}
         rows = [
             [row, as_percent(run.score(row, "accuracy"))]
             + [as_percent(number(accuracies.get(row))) for accuracies in controls.values()]
@@ -50,14 +69,7 @@ def glances_section(run: RunRecord, colours: Mapping[str, str]) -> str:
         ]
         parts.append(table(["glances", "accuracy, placed by the policy", *controls], rows, ""))
         drawn = _looks([np.array(one, float) for one in looks])
-        parts.append(
-            figure(
-                drawn,
-                "How many clips have a glance's frame where"
-                if clips
-                else "How many images have a glance's top left corner where",
-            )
-        )
+        parts.append(figure(drawn, words.counted))
     return "\n".join([*parts, grid(_pictures(run, int(side)))])
 
 

@@ -320,6 +320,29 @@ def test_the_default_head_asks_for_a_size_where_none_is_found():
     assert net(torch.randn(2, 3, 8), "e").shape == (2, 3)
 
 
+def test_the_plain_network_of_an_exit_takes_constants_of_any_name():
+    class Block(nn.Module):
+        def forward(self, x, real=None):
+            return x if real is None else x + real
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.fc = nn.Sequential(Block(), Block()), nn.Linear(4, 3)
+
+        def forward(self, x, real=None):
+            for block in self.body:
+                x = block(x) if real is None else block(x, real=real)
+            return self.fc(x)
+
+    net = nest(Net(), ["body"], {}, input_size=(4,)).eval()
+    net.add_exit("e", (1,))
+    x, constant = torch.randn(2, 4), torch.randn(2, 4)
+    expected = net(x, "e", given={"real": constant})
+    assert not torch.allclose(expected, net(x, "e"))
+    assert_close(net.subnet("e")(x, real=constant), expected, **EXACT)
+
+
 def test_the_default_head_knows_the_size_of_a_network_made_for_one():
     net = build("vit6", num_classes=10, image_size=16).eval()
     net.add_exit("a", after=(3,))

@@ -71,7 +71,8 @@ class Experts(Deciding):
         top_k: k, of every token.
 
     Raises:
-        ValueError: `top_k` is below 1 or above `count`; fewer than two experts; no such router.
+        ValueError: `count` or `top_k` is no whole number in its range, or `top_k` above `count`; no
+            such router.
     """
 
     in_graphs = MappingProxyType({"pt2": "every expert for every token: ONNX saves time"})
@@ -80,9 +81,11 @@ class Experts(Deciding):
         self, expert: nn.Module, width: int, count: int, top_k: int = 1, router: Router = "noisy"
     ) -> None:
         super().__init__()
-        if count < 2:
-            raise ValueError(f"a mixture takes two experts or more, not {count}")
-        if not 1 <= top_k <= count:
+        for what, number in (("experts", count), ("top_k", top_k)):
+            if not isinstance(number, int):
+                raise ValueError(f"{what}={number!r}: must be a whole number")
+            check_number(what, number, RANGES[what])
+        if top_k > count:
             raise ValueError(f"top_k {top_k}: there are {count} experts, so between 1 and {count}")
         check_choice("router", router, Router)
         self.top_k, self.kind = top_k, router
@@ -247,10 +250,6 @@ def with_experts(
         if top_k != 1 or router != "noisy":
             raise ValueError("top_k and router are of networks with experts: give their number, too")
         return module
-    for what, number in (("experts", experts), ("top_k", top_k)):
-        if not isinstance(number, int):
-            raise ValueError(f"{what}={number!r}: must be a whole number")
-        check_number(what, number, RANGES[what])
     named = [(name, block, _routed(block)) for name, block in module.named_modules()]
     found = [(name, block, kind) for name, block, kind in named if kind is not None]
     if not found:

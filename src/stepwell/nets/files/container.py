@@ -35,6 +35,11 @@ def network_file(path: str | Path) -> Path:
     return path if path.is_file() else result_of(path)
 
 
+def folder_of(path: str | Path) -> Path:
+    """Give the folder of a run, or of its network's file; errors as for `network_file`."""
+    return network_file(path).parent
+
+
 def kind_of(path: str | Path) -> str:
     """Read the kind of a network from the header of its file; errors as for `network_file`.
 

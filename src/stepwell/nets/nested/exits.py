@@ -134,14 +134,16 @@ class ExitNet(nn.Module):
         return super().train(mode)
 
     def forward(
-        self, x: Shaped[Tensor, "batch ..."], real: Shaped[Tensor, "batch tokens"] | None = None,
+        self, x: Shaped[Tensor, "batch ..."], attention_mask: Shaped[Tensor, "..."] | None = None,
         **given: Any,
     ) -> Float[Tensor, "batch ..."]:  # fmt: skip
         """Logits (batch, classes); `given` as for `NestedNet.forward`.
 
-        `real` is 0 for the tokens of a text that are padding: a graph's second input.
+        `attention_mask` is a constant, too, and has a place because a graph's inputs have no names.
         """
-        value: Value = x if real is None else x.masked_fill(real == 0, self.padding)
+        if attention_mask is not None:
+            given["attention_mask"] = attention_mask
+        value: Value = x
         asked = request(given, (), self._keywords) or Request({}, ())
         for step, keywords in self._steps:
             value, _ = asked.call(step, value, keywords)
