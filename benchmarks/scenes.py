@@ -1,10 +1,10 @@
 """Scenes for networks that look at parts of an image: a handwritten digit somewhere on a photograph.
 
 `python -m benchmarks.scenes OUT` writes class folders, and close-ups of the size of a glance below
-OUT/close, for the encoders that a network of glances starts from. `--digits 8 10` makes the digits so
-small that they cannot be read at two thirds of the size either. The digits and the photographs are
-real ones of scikit-learn, without a download; the scenes are made of them: light ink on darkened
-photographs. On a third of the size, a digit is a spot: it shows where to look, and not what it is.
+OUT/close, for the encoders that a network of glances starts from. `--digits 8 10` makes smaller digits:
+at two thirds of the size they have fewer pixels than the 8×8 that they are drawn from. The digits and
+the photographs are real ones of scikit-learn, without a download; the scenes are made of them: light
+ink on darkened photographs. On a third of the size, a digit is a spot: it shows where to look, and not what it is.
 """
 
 import argparse
