@@ -4,7 +4,8 @@
 OUT/close, for the encoders that a network of glances starts from. `--digits 8 10` makes smaller digits:
 at two thirds of the size they have fewer pixels than the 8×8 that they are drawn from. The digits and
 the photographs are real ones of scikit-learn, without a download; the scenes are made of them: light
-ink on darkened photographs. On a third of the size, a digit is a spot: it shows where to look, and not what it is.
+ink on darkened photographs. On a third of the size, a digit is a spot: it shows where to look, and not
+what it is.
 """
 
 import argparse
