@@ -26,6 +26,8 @@ GROUND = {
     "moved",
     "results",
     "measures",
+    "colours",
+    "extras",
 }
 BASE = GROUND | {"losses", "ops"}
 NETS = BASE | {"nets", "teachers", "methods"}

@@ -18,7 +18,7 @@ from stepwell.types import Batch
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "STEPWELL_QUIET": "1"}
 WORKER = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, {folder!r})
 from test_ddp import objective_and_batch
@@ -34,7 +34,7 @@ for progress in (0.0, 1.0):
         found = {{n: p.grad for n, p in objective.named_parameters()}}
         torch.save(found, f"{out}/{{progress}}.pt")
     dist.barrier()
-dist.destroy_process_group()
+os._exit(0)  # now and then, Python's own end of a process waits for a thread of gloo for ever
 """
 
 

@@ -6,8 +6,8 @@ Raw quotes are part of the text, and a tab always ends a column.
 import codecs
 import math
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -40,17 +40,6 @@ def in_one_line(text: Text) -> str:
 def is_blank(text: str) -> bool:
     """Check whether a text has no visible character: spaces and invisible ones (U+200B) alone."""
     return not any(character.isprintable() and not character.isspace() for character in text)
-
-
-@contextmanager
-def text_extra() -> Iterator[None]:
-    """Say what to install where an import of a text library fails."""
-    try:
-        yield
-    except ImportError as error:
-        if (error.name or "").split(".")[0] not in ("transformers", "tokenizers"):
-            raise
-        raise ImportError(f"text needs {error.name}: pip install 'stepwell[text]'") from error
 
 
 class Table(NamedTuple):

@@ -14,7 +14,8 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from stepwell.data.loader import balanced, generator_of, seed_of
-from stepwell.data.text import Text, in_one_line, text_extra
+from stepwell.data.text import Text, in_one_line
+from stepwell.extras import extra
 from stepwell.types import Batch
 
 #: Batches whose texts are sorted by length together, in training.
@@ -35,7 +36,7 @@ class Tokenizer:
     """
 
     def __init__(self, content: str, limit: int, padding: int) -> None:
-        with text_extra():
+        with extra("text"):
             from tokenizers import Tokenizer as Library
         self.content, self.limit, self.padding = content, limit, padding
         try:

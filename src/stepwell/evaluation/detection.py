@@ -1,29 +1,18 @@
 """Average precision of boxes, as COCO defines it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from stepwell.evaluation.intervals import LEVEL, ends
+from stepwell.extras import extra
 
 #: By name, where a number stands in COCO's table of precisions: threshold of overlap, and area.
 _SUMMARY: Mapping[str, tuple[float | None, int]] = {
     "ap": (None, 0), "ap50": (0.5, 0), "ap75": (0.75, 0), "ap_small": (None, 1),
     "ap_medium": (None, 2), "ap_large": (None, 3),
 }  # fmt: skip
-
-
-@contextmanager
-def detection_extra() -> Iterator[None]:
-    """Say what to install where an import of the evaluator fails."""
-    try:
-        yield
-    except ImportError as error:
-        if (error.name or "").split(".")[0] != "faster_coco_eval":
-            raise
-        raise ImportError(f"detection needs {error.name}: pip install 'stepwell[detection]'") from error
 
 
 def average_precision(
@@ -120,7 +109,7 @@ def _renumbered(
 
 def _precision(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Precision by overlap, recall, class and area, of 100 boxes an image; -1 without a true box."""
-    with detection_extra():
+    with extra("detection"):
         from faster_coco_eval import COCO, COCOeval_faster
 
     true = COCO({"info": {}, **truth})

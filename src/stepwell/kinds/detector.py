@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepwell.colours import OKABE_ITO
 from stepwell.console import row_table, say, show, show_conditions, size, table, track, written
 from stepwell.kinds import Costs, Network, Predicted, classifier
 from stepwell.kinds.serving import Engine
@@ -228,17 +229,11 @@ def _draw(
         pixels = torch.from_numpy(whole(file)).permute(2, 0, 1)
         rows = zip(own.labels.tolist(), own.scores.tolist(), strict=True)
         labels = [f"{classes[label]} {score:.2f}" for label, score in rows]
-        colours = [COLOURS[label % len(COLOURS)] for label in own.labels.tolist()]
+        colours = [OKABE_ITO[label % len(OKABE_ITO)] for label in own.labels.tolist()]
         if labels:
             pixels = draw_bounding_boxes(pixels, own.boxes, labels, colours, width=2)
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{file.stem}.png")
     say(f"drew {len(files)} images in {folder}")
-
-
-#: Colours of classes in drawn images.
-COLOURS = (
-    "#1b6ca8", "#d1495b", "#2e8b57", "#e08e00", "#7b4fa3", "#00a6a6", "#8c564b", "#b8336a",
-)  # fmt: skip
 
 
 def _costs(detector: "Detector", size: int | None = None, batch: int = 1) -> dict[str, dict[str, Any]]:

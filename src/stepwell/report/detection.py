@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from stepwell.colours import OKABE_ITO
 from stepwell.files import read_json
 from stepwell.measures import of_row
-from stepwell.report.figures import OKABE_ITO, Figure, legend_text, svg
+from stepwell.report.figures import Figure, legend_text, svg
 from stepwell.report.markup import ABSENT, Html, as_decimal, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number
 from stepwell.results import BOXES

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.report.figures import GREY, OKABE_ITO, Figure, legend_text, svg
+from stepwell.colours import GREY, OKABE_ITO
+from stepwell.report.figures import Figure, legend_text, svg
 from stepwell.report.run_record import FidelityRecord, finite
 
 STUDENT = OKABE_ITO[0]

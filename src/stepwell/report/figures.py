@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwell.colours import GREY, OKABE_ITO
 from stepwell.measures import MEASURES, correlation_interval, score_among, share_interval
 from stepwell.report.run_record import Phase, RunRecord, as_mapping, finite
 
@@ -22,13 +23,9 @@ if TYPE_CHECKING:  # matplotlib takes longer to import than the rest of the page
 else:
     Figure = Any
 
-#: Okabe & Ito's colours, which the colour-blind can tell apart, without the yellow (unreadable on
-#: white); strongest contrast first.
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")
 
-GREY = "#666666"
 #: Intervals over examples of the scores that have a closed form.
 INTERVALS = {"accuracy": share_interval, "pearson": correlation_interval}
 

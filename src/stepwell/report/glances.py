@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.report.figures import OKABE_ITO, Figure, picture, svg
+from stepwell.colours import OKABE_ITO
+from stepwell.report.figures import Figure, picture, svg
 from stepwell.report.markup import as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, number, read_arrays
 from stepwell.report.sections import grid

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from stepwell.report.figures import GREY, MARKERS, OKABE_ITO, Figure, legend_text, svg, wrapped
+from stepwell.colours import GREY, OKABE_ITO
+from stepwell.report.figures import MARKERS, Figure, legend_text, svg, wrapped
 from stepwell.report.markup import ABSENT, as_count, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number
 

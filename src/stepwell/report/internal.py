@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwell.colours import GREY, OKABE_ITO
 from stepwell.measures import BUSY, share_interval
-from stepwell.report.figures import GREY, OKABE_ITO, Figure, legend_text, svg
+from stepwell.report.figures import Figure, legend_text, svg
 from stepwell.report.markup import ABSENT, as_decimal, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number, read_arrays
 from stepwell.results import MAPS

@@ -5,8 +5,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from stepwell.colours import GREY, OKABE_ITO
 from stepwell.files import damaged, read_json
-from stepwell.report.figures import GREY, OKABE_ITO, Figure, legend_text, svg
+from stepwell.report.figures import Figure, legend_text, svg
 from stepwell.report.markup import ABSENT, as_count, as_decimal, as_duration, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
 

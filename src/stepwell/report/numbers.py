@@ -6,6 +6,7 @@ from html import escape
 import numpy as np
 
 import stepwell.report.figures as figures
+from stepwell.colours import GREY
 from stepwell.report.markup import as_decimal, figure
 from stepwell.report.run_record import RunRecord, read_arrays
 from stepwell.report.sections import grid, tested_on
@@ -39,7 +40,7 @@ def scatter(record: RunRecord, colours: Mapping[str, str]) -> str:
     name = " ".join(record.classes) or "number"
     parts = ["<h3>Predicted and true numbers</h3>", '<div class="figures narrow">']
     for row, predicted in rows.items():
-        colour = colours.get(row, figures.GREY)
+        colour = colours.get(row, GREY)
         image = figures.against_truth(truth, predicted, colour=colour, name=name)
         parts.append(figure(image, f"{record.row} {row}: on the dashed line, both are equal."))
     places = [int(i) for i in arrays.get("image_index", ())][:SHOWN]

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwell.colours import OKABE_ITO
 from stepwell.measures import CONTROLS, SPEED, WIDTHS_SPEED, Measure
 from stepwell.report.classes import never_right_note
-from stepwell.report.figures import OKABE_ITO, Figure, legend_text, picture, svg
+from stepwell.report.figures import Figure, legend_text, picture, svg
 from stepwell.report.markup import as_count, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number, read_arrays
 from stepwell.report.sections import grid, speed_table, tested_on

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import stepwell.report.figures as figures
+from stepwell.colours import OKABE_ITO
 from stepwell.kinds import sections_of, size_in_words
 from stepwell.measures import BUSY, MEASURES, OF_CLASSES, OF_NUMBERS, Measure, share_interval
 from stepwell.report.classes import never_right_note
@@ -232,7 +233,7 @@ def run_figures(record: RunRecord, colours: Colours) -> str:
         for depth in found.probabilities:
             image = figures.reliability(
                 found.confidence(depth), found.classes(depth) == found.labels,
-                colour=colours.get(depth, figures.OKABE_ITO[0]), title=f"{row} {depth}",
+                colour=colours.get(depth, OKABE_ITO[0]), title=f"{row} {depth}",
             )  # fmt: skip
             error = as_decimal(record.score(depth, "ece"))
             parts.append(figure(image, f"Reliability of {row} {depth}; ECE {error}."))

@@ -15,7 +15,8 @@ from stepwell.data.box_files import BoxFiles, BoxParts, read_parts
 from stepwell.data.boxes import BoxSet
 from stepwell.data.preprocess import whole
 from stepwell.device import device_name
-from stepwell.evaluation.detection import detection_extra, precision_recall
+from stepwell.evaluation.detection import precision_recall
+from stepwell.extras import extra
 from stepwell.files import write_whole
 from stepwell.measure.detection import SURE, detect, measure_detector, precisions
 from stepwell.nets import Card
@@ -42,7 +43,7 @@ PICTURES, SIDE = 12, 320
 
 def check_extra() -> None:
     """Raise ImportError without the extra that evaluates boxes: not after an epoch of training."""
-    with detection_extra():
+    with extra("detection"):
         import faster_coco_eval  # noqa: F401
 
 

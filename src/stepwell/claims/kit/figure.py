@@ -5,15 +5,14 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stepwell.colours import GREY, OKABE_ITO
+
 if TYPE_CHECKING:  # matplotlib is imported when a picture is drawn
     from matplotlib.axes import Axes
 
-#: Okabe & Ito's colours, which the colour-blind can tell apart, without the yellow.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^DvPX"
-GREY = "#666666"
 #: Of an interval, by verdict.
-VERDICT_COLOURS = {"holds": "#0072B2", "refuted": "#D55E00", "not decided": GREY}
+VERDICT_COLOURS = {"holds": OKABE_ITO[0], "refuted": OKABE_ITO[1], "not decided": GREY}
 #: Claims that a forest plot shows where none is primary.
 MOST_ROWS = 8
 
@@ -99,7 +98,7 @@ def _draw_curves(
 ) -> None:
     for i, (title, points) in enumerate(curves.items()):
         xs, ys, spreads = zip(*points, strict=True)
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        colour, marker = OKABE_ITO[i % len(OKABE_ITO)], MARKERS[i % len(MARKERS)]
         panel.errorbar(
             xs, ys, spreads, color=colour, marker=marker, ms=5, lw=1.4, elinewidth=0.9, capsize=2,
             label=title,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from stepwell.data.text import text_extra
 from stepwell.data.tokens import Tokenizer
+from stepwell.extras import extra
 from stepwell.files import read_json
 from stepwell.nets.families.builder import Builder
 from stepwell.ranges import LARGEST
@@ -79,7 +79,7 @@ def encoder_builder(name: str) -> Builder:
 def _make(
     architecture: str, layers: int, *, config: Mapping[str, Any] = {}, num_classes: int = 2
 ) -> "Encoder":
-    with text_extra():
+    with extra("text"):
         from stepwell.nets.families.encoder_classes import CLASSES
     make = CLASSES[architecture]
     entry = ARCHITECTURES[architecture][1]
@@ -98,7 +98,7 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
     architecture = str(config["model_type"])
     entry = ARCHITECTURES[architecture][1]
     config["sep_token_id"] = _separator(folder)
-    with text_extra():
+    with extra("text"):
         from stepwell.nets.families.encoder_classes import CLASSES, read_weights
     make = CLASSES[architecture]
     try:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stepwell.extras import extra
 from stepwell.nets.card import Card
 from stepwell.types import Images, Logits
 
@@ -231,11 +232,9 @@ def file_sha256(path: Path) -> str:
 
 def require(*modules: str) -> None:
     """Raise ImportError for a missing module of the extra `onnx`."""
-    try:
+    with extra("onnx"):
         for module in modules:
             import_module(module)
-    except ImportError as error:
-        raise ImportError(f"ONNX files need {error.name}: pip install 'stepwell[onnx]'") from error
 
 
 def session(model: bytes | str, folder: Path | None = None) -> Any:
