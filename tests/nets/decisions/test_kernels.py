@@ -1,4 +1,4 @@
-"""Mixed kernels: grouped equals a loop over the examples; temperature, starts, exports."""
+"""Mixed kernels: pieces equal a loop over the examples; temperature, starts, exports."""
 
 from copy import deepcopy
 
@@ -38,11 +38,11 @@ def mixed(name="resnet14", depths=(), **options):
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("routing", ["condconv", "dynamic"])
-def test_one_grouped_convolution_equals_a_loop_and_so_do_gradients(routing, memory):
+def test_pieces_of_a_batch_equal_a_loop_and_so_do_gradients(routing, memory):
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 5, 3, stride=2, padding=1, bias=False)
     layer = MixedConv2d(conv, 3, routing).double().to(memory_format=memory)
-    x = torch.randn(4, 8, 6, 6, dtype=torch.float64).contiguous(memory_format=memory)
+    x = torch.randn(11, 8, 6, 6, dtype=torch.float64).contiguous(memory_format=memory)
 
     def loop(x):
         mean = x.mean((2, 3))

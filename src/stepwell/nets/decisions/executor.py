@@ -127,8 +127,7 @@ def mixture(
 ) -> Float[Tensor, "rows width"]:  # fmt: skip
     """The sum of each row's k parts, `who`, times their weights; each part runs on its own rows.
 
-    The rows are sorted by part, so that a part runs once on contiguous rows, and sorted back. Gradients
-    flow through it.
+    The rows are sorted by part, so that a part runs once on contiguous rows. Gradients flow through it.
 
     Args:
         break_even: where k is a larger share of the parts than it allows, all parts run on all rows,
@@ -156,14 +155,14 @@ def mixture(
     else:
         counts = flat.bincount(minlength=len(parts)).tolist()
     order = flat.argsort(stable=True)
-    sorted_rows = x.index_select(0, order // k if k > 1 else order).split(counts)
+    sorted_rows = order // k if k > 1 else order
+    inputs = x.index_select(0, sorted_rows).split(counts)
     every_part = torch.is_grad_enabled() or not rows  # each has a gradient, if only of zeros
     values = torch.cat(
-        [part(own) for part, own in zip(parts, sorted_rows, strict=True) if every_part or len(own)]
+        [part(own) for part, own in zip(parts, inputs, strict=True) if every_part or len(own)]
     )
-    back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
-    values = values.index_select(0, back).unflatten(0, (rows, k))
-    return values[:, 0] * weights if k == 1 else (values * weights[..., None]).sum(1)
+    values = values * weights.flatten().index_select(0, order)[:, None]
+    return values.new_zeros(rows, values.shape[1]).index_add(0, sorted_rows, values)
 
 
 def not_empty_for_export(rows: Rows) -> None:

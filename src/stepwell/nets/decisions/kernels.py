@@ -23,6 +23,8 @@ from stepwell.ranges import POSITIVE, check_choice, check_number
 Routing = Literal["condconv", "dynamic"]
 Maps = Float[Tensor, "batch _ _ _"]
 Shares = Float[Tensor, "batch kernels"]
+#: Examples whose kernels are mixed at once, at most, and the bytes of these kernels.
+EXAMPLES, CACHE = 8, 2**21
 
 
 class MixedConv2d(Deciding):
@@ -79,21 +81,29 @@ class MixedConv2d(Deciding):
     def run(self, x: Maps, shares: Shares) -> Maps:
         """Convolve each example with its own kernel.
 
-        The batch is one grouped convolution with a group for each example. A graph that is exported
+        The kernels of a few examples are mixed at once: those of more would leave the processor's
+        cache. The examples are one grouped convolution, with a group for each; maps whose channels are
+        last in memory would be copied for that, and are convolved one by one. A graph that is exported
         runs every kernel instead, because it has one number of groups for all batches.
         """
-        batch, channels, *size = x.shape
         if torch.compiler.is_compiling():
             every = conv2d(x, self.weight, **self.options)
             every = every.unflatten(1, (self.kernels, -1))  # (batch, kernels, channels, height, width)
             return (every * shares[:, :, None, None, None]).sum(1)
-        if not batch:
+        if not len(x):
             return conv2d(x, self.weight.chunk(self.kernels)[0], **self.options)
-        mixed = self.mixed(shares.to(self.weight.dtype))
-        if batch == 1:
-            return conv2d(x, mixed, **self.options)
-        y = conv2d(x.reshape(1, batch * channels, *size), mixed, groups=batch, **self.options)
-        return y.view(batch, -1, *y.shape[2:])
+        count = max(1, min(EXAMPLES, CACHE // (self.weight.nbytes // self.kernels)))
+        pieces = zip(x.split(count), shares.to(self.weight.dtype).split(count), strict=True)
+        return torch.cat([self._run_at_once(own, self.mixed(few)) for own, few in pieces])
+
+    def _run_at_once(self, x: Maps, mixed: Float[Tensor, "filters _ _ _"]) -> Maps:
+        """Convolve a few examples with their kernels."""
+        count = len(x)
+        if not x.is_contiguous():
+            pairs = zip(x.split(1), mixed.chunk(count), strict=True)
+            return torch.cat([conv2d(own, kernel, **self.options) for own, kernel in pairs])
+        y = conv2d(x.reshape(1, -1, *x.shape[2:]), mixed, groups=count, **self.options)
+        return y.view(count, -1, *y.shape[2:])
 
     def mixed(self, shares: Shares) -> Float[Tensor, "filters channels height width"]:
         """The kernels of all examples, example by example."""
