@@ -1,10 +1,11 @@
-"""Time of decisions per image over the time of the network that makes none, on one thread.
+"""Time of decisions per image over the time of the network that makes none, on one thread and two.
 
 Decisions are set, not learnt, so that each share of active work is met exactly; the gates' own time
 counts.
 """
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from benchmarks.timing import ratio, side_by_side
+from benchmarks.timing import on_threads, ratio, side_by_side
 from stepwell import Card, Cascade, build
 from stepwell.cost import count_macs
 from stepwell.measure.cascade import cascade_macs
@@ -31,9 +32,8 @@ from stepwell.nets.decisions.widths import GateAt, WidthNet
 #: Images in a batch, rounds, seconds to measure a block's break-even, and pixels by case.
 IMAGES, ROUNDS, SECONDS = 64, 9, 1.0
 CASES = {"32 pixels": 32}
-#: Layers alone are short: other programs disturb the processor's own clock less.
-CLOCK: dict[str, Any] = {"clock": time.process_time, "warmup": 3}
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+MORE_THREADS = (2,)
 
 
 class Forced(nn.Module):
@@ -191,6 +191,15 @@ class First:
         return sure.float() - 1
 
 
+def of_layers(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Times of layers alone, which are short: other programs disturb the processor's own clock less.
+
+    On several threads it would count the time of each.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    return side_by_side(runs, rounds=2 * ROUNDS, clock=clock, warmup=3)
+
+
 def experts(tokens: int, top_k: int) -> dict[str, Any]:
     """A mixture of four MLPs of 128 and 512 channels, `tokens` a chosen expert, and its plain forms.
 
@@ -206,7 +215,7 @@ def experts(tokens: int, top_k: int) -> dict[str, Any]:
     share = break_even_of(adaptive, len(x), SECONDS)
     adaptive.break_even = {len(x): share}
     runs = {"mixture": layer, "all": every, "mlp": mlp, "adaptive": adaptive}
-    times = side_by_side({k: partial(run, x) for k, run in runs.items()}, rounds=2 * ROUNDS, **CLOCK)
+    times = of_layers({k: partial(run, x) for k, run in runs.items()})
     return {
         "over all": ratio(times, "mixture", "all"), "over one mlp": ratio(times, "mixture", "mlp"),
         "dense above the break-even, over all": ratio(times, "adaptive", "all"),
@@ -216,10 +225,13 @@ def experts(tokens: int, top_k: int) -> dict[str, Any]:
 
 
 def kernels(size: int, batch: int) -> dict[str, Any]:
-    """Four mixed kernels of 64 channels, over the plain convolution and over four convolutions."""
-    conv = nn.Conv2d(64, 64, 3, padding=1, bias=False)
-    layer = MixedConv2d(conv, 4, "dynamic").eval()
-    x = torch.randn(batch, 64, size, size)
+    """Four mixed kernels of 64 channels, over the plain convolution and over four convolutions.
+
+    Channels are last in memory, as training and prediction lay them.
+    """
+    conv = nn.Conv2d(64, 64, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    layer = MixedConv2d(conv, 4, "dynamic").eval().to(memory_format=torch.channels_last)
+    x = torch.randn(batch, 64, size, size).contiguous(memory_format=torch.channels_last)
 
     def every(x: Tensor) -> Tensor:
         shares = layer.shares(x)
@@ -228,7 +240,7 @@ def kernels(size: int, batch: int) -> dict[str, Any]:
         return torch.stack(parts).sum(0)
 
     runs = {"mixed": layer, "plain": conv, "every kernel": every}
-    times = side_by_side({k: partial(run, x) for k, run in runs.items()}, rounds=2 * ROUNDS, **CLOCK)
+    times = of_layers({k: partial(run, x) for k, run in runs.items()})
     return {
         "over plain": ratio(times, "mixed", "plain"),
         "over every kernel": ratio(times, "mixed", "every kernel"),
@@ -248,14 +260,23 @@ def measure_mixtures() -> dict[str, Any]:
     }  # fmt: skip
 
 
-@torch.inference_mode()
-def measure() -> dict[str, Any]:
-    """Ratios of times at batch 64 and batch 1."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+def measure_all(batches: Sequence[int]) -> dict[str, Any]:
+    """Ratios of times in batches of these sizes."""
     return measure_mixtures() | {
         f"{run.__name__}, {name}, batch {batch}": run(size, batch)
         for name, size in CASES.items()
         for run in (skipping, exits, widths, widths_by_doubt)
-        for batch in (IMAGES, 1)
+        for batch in batches
     }
+
+
+@torch.inference_mode()
+def measure() -> dict[str, Any]:
+    """Ratios of times at batch 64 and batch 1 on one thread, and at batch 64 on more."""
+    torch.manual_seed(0)
+    with on_threads(1):
+        found = measure_all((IMAGES, 1))
+    for count in MORE_THREADS:
+        with on_threads(count):
+            found[f"{count} threads"] = measure_all((IMAGES,))
+    return found
