@@ -25,6 +25,8 @@ INNER_SHARE = Range("above 0 and below 1", lambda v: 0 < v < 1)
 BELOW_ONE = Range("0 or more and below 1", lambda v: 0 <= v < 1)
 #: Height and width of an image.
 PIXELS = Range("between 2 and 16,384", lambda v: 2 <= v <= 16384)
+#: Least score of a predicted box that a person is shown.
+SURE = 0.3
 #: Bits of an adder layer.
 BITS = Range("between 2 and 8", lambda v: 2 <= v <= 8)
 #: Frames of a clip, which stand in rows.

@@ -81,11 +81,12 @@ def with_box(box, **more):
         (again(id=50), "lists image train-1.png .* twice, by its file"),
         (again(file_name="a.png"), "twice, by its id"),
         (more(id=9, file_name="no.png"), "1 of 9 images that do not exist, .*no.png"),
-        (more(id=9, file_name="../x.png"), "x.png lies outside of"),
+        (more(id=9, file_name="../x.png"), "x.png may lie outside of"),
         ({"images": turned}, "train-1.png has 64 × 48 pixels as viewers"),
         (more("categories", id=9, name="disc"), "category disc .id 9. stands twice"),
         ({"categories": []}, "has no category"),
         ({"annotations": []}, "no box in any image"),
+        ({"annotations": [{"image_id": 1, "category_id": 3}]}, "train-1.png has no bbox"),
         ({"images": 3}, "its images are no list"),
     ],
 )  # fmt: skip
@@ -148,7 +149,7 @@ def test_what_can_be_repaired_is_repaired_and_told(root):
     assert found.sizes[8] == (30, 40)
     notes = "\n".join(found.notes)
     for words in (
-        "1 boxes of no area were left out, of train-2.png", "cut at its edge, of train-1.png",
+        "boxes of no area were left out: 1, of train-2.png", "cut at its edge: 1, of train-1.png",
         "1 of 9 images have no box and count as background, empty.png", "1 crowd regions",
         "category background has no box", "has no box of star",
     ):  # fmt: skip
@@ -193,6 +194,22 @@ def test_images_of_one_name_in_two_folders_need_their_path(root):
         boxes,
     )
     assert [file.parent.name for file in read(root, "two").files] == ["a", "b"]
+    change(root / "two.json", images=[{"id": 1, "file_name": "images/a/same.png"}])  # from the json on
+    assert [file.parent.name for file in read(root, "two").files] == ["a"]
+
+
+def test_copies_of_an_image_stay_in_one_part(root):
+    for i in (1, 2, 3):
+        shutil.copy(root / "images" / "train-4.png", root / "images" / f"train-{i}.png")
+    parts = read_parts(root)
+    names = [{file.name for file in part.files} for part in (parts.train, parts.test)]
+    copies = {f"train-{i}.png" for i in (1, 2, 3, 4)}
+    assert copies in [own & copies for own in names]
+    notes = " ".join(parts.notes)
+    assert "3 images are copies of others and count twice, train-2.png of train-1.png" in notes
+    same = read(root).subset([0, 1])
+    with pytest.raises(ValueError, match="is the only image, so none can be set aside: add images"):
+        same.split(0.5)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "I;16", "P", "exif"])
@@ -310,6 +327,10 @@ def test_predictions_made_elsewhere_are_read_by_id_or_by_name(root, tmp_path):
     (folder / "b.json").write_text(json.dumps(content))
     found = read_predictions(folder, images)
     assert [one.total for one in found] == [3, 2, 3, *[2] * 5]
+    change(folder / "b.json", images=lambda rows: [r | {"width": 2 * r["width"]} for r in rows])
+    with pytest.raises(ValueError, match=r"has 64 × 48 pixels .*b.json says 128 × 48"):
+        read_predictions(folder, images)
+    (folder / "b.json").unlink()
     assert found[2].boxes[0].tolist() == [1, 2, 4, 6]
     assert (found[2].scores[0], found[2].labels[0]) == (0.5, 1)
     for wrong, message in (
@@ -317,6 +338,7 @@ def test_predictions_made_elsewhere_are_read_by_id_or_by_name(root, tmp_path):
         (score(image_id=3, score=1.5), "train-3.png has the score 1.5"),
         (score(image_id=3, category_id=8), "train-3.png has category 8"),
         (score(file_name="x.png"), "'x.png' is none of the images"),
+        (score(file_name="elsewhere/train-1.png"), "'elsewhere/train-1.png' is none of the images"),
     ):
         (folder / "a.json").write_text(json.dumps([wrong]))
         with pytest.raises(ValueError, match=message):

@@ -1,7 +1,9 @@
 """Detectors by name: parts shared by depths, losses, places that no loss sees, one file."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 from torchvision.models.detection.image_list import ImageList
 
@@ -66,8 +68,19 @@ def test_every_head_trains_at_all_depths_and_its_file_finds_the_same_boxes(head,
                 assert (row.labels >= 0).all()
                 assert (row.labels < 2).all()  # the background is no class
                 assert not row.total or row.boxes.max() <= 64
-    assert stepwell.load(tmp_path / "net.safetensors").depths == {"8": (1, 1, 1), "14": (2, 2, 2)}
-    assert open_network(tmp_path / "net.safetensors").kind == "detector"
+    with pytest.raises(ValueError, match=r"holds a detector: stepwell.open_network.*\.net is it"):
+        stepwell.load(tmp_path / "net.safetensors")
+    opened = open_network(tmp_path / "net.safetensors")
+    assert opened.kind == "detector"
+    opened.net.net.mark("trained")
+    for image in (np.zeros((48, 96, 3), np.uint8), Image.new("RGB", (96, 48))):
+        two = opened.net.predict([image, image], depth="8", min_score=0.0)
+        assert two[0] == two[1] == opened.net.predict(image, depth="8", min_score=0.0)
+        assert {one.label for one in two[0].objects} <= {"square", "disc"}
+        boxes = torch.tensor([one.box for one in two[0].objects]).reshape(-1, 4)
+        assert (boxes <= torch.tensor([96, 48, 96, 48])).all()  # in the image's own pixels
+    with pytest.raises(ValueError, match=r"images of shape .* 1, 64, 64\) .* normalised batch"):
+        detector(batch.images[:, :1])
 
 
 def test_a_small_detector_is_small_and_any_backbone_with_maps_will_do():
@@ -82,9 +95,10 @@ def test_a_small_detector_is_small_and_any_backbone_with_maps_will_do():
         ("fcos/resnet20", {}, "strides 1, 2, 4, and a pyramid needs two or more"),
         ("fcos/resnet8_s4", {"width": 48}, "--width 48"),
         ("fcos/resnet8_s4", {"depths": ["9"]}, "no depth '9'"),
+        ("fcos/resnet8_s4", {"classes": 0}, "classes=0: a detector takes a number of classes"),
     ):
         with pytest.raises(ValueError, match=message):
-            build_detector(name, 3, **more)
+            build_detector(name, **{"classes": 3} | more)
 
 
 @pytest.mark.parametrize("head", ["fcos", "retinanet", "faster_rcnn"])

@@ -3,11 +3,14 @@
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torchvision.models import _api
 
 from stepwell.data.boxes import read_boxes, read_images
 from stepwell.pseudo_labels import store as stores
@@ -215,6 +218,11 @@ def test_labels_have_thresholds_a_band_and_classes_that_nobody_knows(data, teach
     right = [[own._replace(labels=own.labels + 1).chosen(own.labels == 0) for own in images.truth]]
     count = Judge(["guesser"], categories, Making(thresholds="count"), (images, right))
     count.settle(images, found)
+    half = [[own if i < 3 else None for i, own in enumerate(right[0])]]
+    seen = Judge(["guesser"], categories, Making(thresholds="count"), (images, half))
+    seen.settle(images, found)
+    row = seen.made(images, found).record["classes"]["square"]
+    assert (row["labelled"], row["recall"], row["prior"]) == (3, 1.0, 1.0)  # of the images it lists
     assert count.made(images, found).record["classes"]["square"]["boxes"] == 6  # one an image
 
 
@@ -255,8 +263,18 @@ def test_predictions_of_other_programs_teach_the_images_that_they_list(data, tmp
     (["nowhere"], FileNotFoundError, "no teacher 'nowhere': name a run of `stepwell train detect`"),
     (["torchvision/resnet18"], ValueError, "no detector 'resnet18' in torchvision"),
     (["fcos_resnet50_fpn=x.pth"], FileNotFoundError, "no file x.pth of weights"),
+    (["cut.safetensors"], ValueError, "cut.safetensors is damaged"),
+    (["found.json", "./found.json"], ValueError, "found.json and ./found.json are one and the same"),
+    (["torchvision/fcos_resnet50_fpn"], ValueError, "could not be downloaded from https://"),
 ])  # fmt: skip
-def test_teachers_that_cannot_be_opened(names, error, message):
+def test_teachers_that_cannot_be_opened(names, error, message, tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise URLError("no route")
+
+    monkeypatch.setattr(_api, "load_state_dict_from_url", offline)
+    monkeypatch.chdir(tmp_path)
+    Path("cut.safetensors").write_bytes(b"cut")
+    Path("found.json").write_text('{"categories": [{"id": 1, "name": "disc"}]}')
     with pytest.raises(error, match=message):
         open_box_teachers(names)
 
@@ -268,7 +286,9 @@ def test_torchvisions_detectors_teach_with_weights_from_a_file(data, tmp_path):
     module = build(weights=None, weights_backbone=None, num_classes=3).eval()
     file = tmp_path / "cells.pth"
     torch.save(module.state_dict(), file)
-    with pytest.raises(ValueError, match="does not fit ssdlite320_mobilenet_v3_large with 91 classes"):
+    with pytest.raises(
+        ValueError, match="holds no weights of ssdlite320_mobilenet_v3_large with 91 classes"
+    ):
         open_box_teachers([f"ssdlite320_mobilenet_v3_large={file}"])
     (tmp_path / "cells.json").write_text('{"classes": ["__background__", "square", "disc"]}')
     (teacher,) = open_box_teachers([f"ssdlite320_mobilenet_v3_large={file}"])

@@ -111,7 +111,7 @@ def test_predict_writes_boxes_as_coco_csv_json_and_pictures(run, data, tmp_path)
         "predict", run, image, tmp_path / "bad.png", "--depth", "8", "--json", "--min-score", "0"
     )
     assert code == 2
-    assert "1 of" in text
+    assert "1 of 2 " in text
     assert "could not be read" in text
     assert '"box"' in text
     code, text = told("predict", run, image, "--min-score", "1")
@@ -201,6 +201,7 @@ def test_what_cannot_be_is_one_line(run, data, tmp_path, monkeypatch):
             ("predict", run, copy / "images" / "test-1.png", "--draw", copy / "images"),
             "would write over the image",
         ),
+        (("predict", run, copy / "images" / "test-1.png", "--draw", copy / "train.json"), "is a file"),
     ):
         code, text = told(*arguments)
         assert code == 2

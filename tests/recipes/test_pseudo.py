@@ -26,7 +26,7 @@ from stepwell.recipes import train
 from stepwell.tasks import detection as detection_task
 from stepwell.tasks import pseudo as pseudo_task
 from stepwell.tasks.detection import start_detector
-from tiny_boxes import SHORT, change, write_boxes
+from tiny_boxes import CLASSES, SHORT, change, write_boxes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,6 +143,21 @@ def test_a_folder_of_photographs_is_enough_and_the_teacher_is_the_truth(data, te
     assert (code, "by class" in text) == (0, True)
 
 
+def test_predictions_that_list_some_images_are_measured_on_these(data, tmp_path):
+    images = read_boxes(data / "train.json", data / "images")
+    listed = images.subset(range(0, len(images), 2))
+    (tmp_path / "found.json").write_text(json.dumps(listed.coco()))
+    learn = partial(train, "pseudo", data=str(data / "images"), **SHORT | {"epochs": 1})
+    with pytest.warns(UserWarning, match=f"found.json lists {len(listed)} of .* tells nothing of the"):
+        results = learn(teacher=(str(tmp_path / "found.json"),), out=tmp_path / "run")
+    kept = read_boxes(tmp_path / "run" / "test.json", Path("/"), CLASSES)
+    assert {file.name for file in kept.files} <= {file.name for file in listed.files}
+    assert results["pseudo"]["teacher_test"]["teachers/ap"] == pytest.approx(1.0)
+    (tmp_path / "found.json").write_text(json.dumps(listed.coco()).replace("train-", "other-"))
+    with pytest.raises(ValueError, match=r"found.json lists none of the \d+ images, such as .*png"):
+        learn(teacher=(str(tmp_path / "found.json"),), out=tmp_path / "none")
+
+
 def test_a_class_that_no_teacher_covers_is_learned_from_labels_alone(
     data, teachers, tmp_path, monkeypatch
 ):
@@ -214,7 +229,7 @@ def test_the_pages_commands_and_snippets_run(run, data, tmp_path, monkeypatch):
     shutil.copytree(data, "cells")
     for name in ("slides", "holiday"):
         Path(name).mkdir()
-        shutil.copy(data / "images" / "test-1.png", name)
+        shutil.copy(data / "images" / "test-1.png", f"{name}/1.png")
 
     def reached(*_, **__):
         raise ValueError("all flags are known")

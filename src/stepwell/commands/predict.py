@@ -105,9 +105,10 @@ def predict(
         for p in unreadable[:NAMED]:
             fail(p.error)
         more = f"; the first {NAMED} are named above" if len(unreadable) > NAMED else ""
-        raise ValueError(
-            f"{len(unreadable)} of {len(predictions)} {predicted.noun}s could not be read{more}"
-        )
+        # an image has a prediction for each of its objects
+        boxed = len({p.file for p in predictions if p.box is not None})
+        count = boxed + sum(p.box is None for p in predictions)
+        raise ValueError(f"{len(unreadable)} of {count} {predicted.noun}s could not be read{more}")
 
 
 def _check_there(files: tuple[str, ...], kind: str) -> None:

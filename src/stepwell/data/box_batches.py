@@ -48,6 +48,8 @@ class BoxBatches:
     ) -> None:  # fmt: skip
         if batch_size < 1:
             raise ValueError(f"a batch has 1 image or more, not {batch_size}")
+        if size < 1:
+            raise ValueError(f"the longer side of an image has 1 pixel or more, not {size}")
         if not 0 < zoom <= 1:
             raise ValueError(f"zoom is a scale above 0 and up to 1, not {zoom}")
         self.examples, self.batch_size, self.size = examples, batch_size, size

@@ -13,6 +13,7 @@ from stepwell.data.boxes import (
     BoxSet,
     check_apart,
     content_of,
+    copies_in,
     read_boxes,
     unlabelled,
     unlisted,
@@ -90,6 +91,7 @@ def read_parts(data: Path, files: BoxFiles = BoxFiles()) -> BoxParts:
     test, validation = _measured_parts(data, files, train.classes)
     notes = [note for part in (train, test, validation) if part is not None for note in part.notes]
     check_apart({"training": train, "validation": validation, "test": test})
+    notes += copies_in(train_file, train)
     folder = _images_of(train_file, data, files)
     read = [part for part in (train, test, validation) if part is not None]
     if left := unlisted(folder, *read):
@@ -126,7 +128,10 @@ def keep_test(run: Path, test: BoxSet) -> None:
 def read_kept(run: Path, classes: Sequence[str]) -> BoxSet | None:
     """A run's test part as `keep_test` wrote it; None without. Errors as for `read_boxes`."""
     file = run / KEPT
-    return read_boxes(file, Path(file.resolve().anchor), classes) if file.is_file() else None
+    if not file.is_file():
+        return None
+    remedy = "bring them back, or name other images to measure on with --data"
+    return read_boxes(file, Path(file.resolve().anchor), classes, remedy=remedy)
 
 
 def read_test(data: Path, classes: Sequence[str]) -> BoxSet:
@@ -135,6 +140,8 @@ def read_test(data: Path, classes: Sequence[str]) -> BoxSet:
     Errors as for `read_boxes`.
     """
     file = data if data.suffix == ".json" else _json_of(data, "test") or _json_of(data, "valid")
+    if file is None and not data.is_dir():
+        raise ValueError(f"no folder {data}: name a folder with a test.json, or a COCO json")
     if file is None:
         raise ValueError(f"{data} holds no test.json and no val.json: name the COCO json itself")
     return read_boxes(file, _images_of(file, data, BoxFiles()), classes)
@@ -209,7 +216,11 @@ def read_pool(
             labelled for training.
     """
     if not data.is_dir():
-        raise ValueError(f"no folder {data}: name a folder of images")
+        raise ValueError(
+            f"{data} is a file: name the folder of the images, and a json with --labels"
+            if data.is_file()
+            else f"no folder {data}: name a folder of images"
+        )
     train_file = _json_of(data, "train")
     folder = data if train_file is None else _images_of(train_file, data, files)
     if files.images is not None:
@@ -217,6 +228,8 @@ def read_pool(
     test, validation = _measured_parts(data, files, classes)
     notes = [note for part in (labelled, test, validation) if part is not None for note in part.notes]
     check_apart({"training": labelled, "validation": validation, "test": test})
+    if labelled is not None:
+        notes += copies_in(data, labelled)
     if labelled is not None and test is None:
         labelled, test = labelled.split(ASIDE)
         notes.append(f"there is no test part: {len(test)} of the labelled images are set aside for it")
@@ -268,7 +281,8 @@ def _unlabelled_of(
         elif file.resolve() != chosen[content].resolve():
             twice.append(file.name)
     if not chosen:
-        raise ValueError(f"{folder} holds no image besides those of the test and validation parts")
+        besides = " besides those of the test and validation parts" if taken else ""
+        raise ValueError(f"{folder} holds no image{besides}: add images for the teachers to label")
     notes = []
     if elsewhere:
         notes.append(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from os.path import abspath
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from stepwell.data.coco import (
     boxes_of,
     categories_of,
     check_lists,
+    check_size,
     is_id,
     is_number,
     read_content,
@@ -25,11 +27,13 @@ def read_predictions(source: Path, images: BoxSet) -> tuple[Boxes, ...]:
 
     Args:
         source: COCO's list of results; a COCO json whose annotations have a "score"; or a folder of
-            such files. An entry names its image by "image_id", or by "file_name".
+            such files. An entry names its image by "image_id", or by "file_name", a name or the end of
+            a path.
 
     Raises:
         ValueError: no such file; it is damaged; an entry is of another image or category, has no score
-            in [0, 1], or a box that is not finite, reversed or outside of its image.
+            in [0, 1], or a box that is not finite, reversed or outside of its image; an image has
+            another size than the json says.
     """
     found = _predictions(source, images, strict=True)
     return tuple(boxes_of([row for row in own or () if row.area > 0]) for own in found)
@@ -81,13 +85,11 @@ def _predictions(source: Path, images: BoxSet, *, strict: bool) -> list[list[Row
         if isinstance(content, dict) and content.keys() >= set(LISTS):
             check_lists(file, content)
             own_names, _ = categories_of(file, content, images.classes)
-            listed = {
-                entry["id"]: entry.get("file_name")
-                for entry in content["images"]
-                if is_id(entry.get("id"))
-            }
+            entries = {entry["id"]: entry for entry in content["images"] if is_id(entry.get("id"))}
+            listed = {id: entry.get("file_name") for id, entry in entries.items()}
             own_ids = _by_name(file, images, listed, numbers, strict=strict)
-            for at in own_ids.values():
+            for id, at in own_ids.items():
+                check_size(file, images.files[at], images.sizes[at], entries[id])
                 rows[at] = rows[at] or []
             content = content["annotations"]
         if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
@@ -110,8 +112,8 @@ def _predictions(source: Path, images: BoxSet, *, strict: bool) -> list[list[Row
             score = entry.get("score")
             if not is_number(score) or not 0 <= score <= 1:
                 raise ValueError(
-                    f"{file}: a box of {images.files[at].name} has the score {score!r:.40}, which "
-                    "is none from 0 to 1"
+                    f"{file}: a box of {images.files[at].name} has the score {score!r:.40}, and scores "
+                    "lie between 0 and 1"
                 )
             row = row_of(file, images.files[at], images.sizes[at], entry, own_names, images.classes)
             mine = rows[at] or []
@@ -126,13 +128,15 @@ def _by_name(
 ) -> dict[Any, int]:  # fmt: skip
     """The number of each image of `listed`, file names by id, among `images`.
 
-    `names` has the numbers of images by the last part of their paths. ValueError for a name of several
-    images, and, if `strict`, of none.
+    A name with folders is of the image whose path ends with it, and of no other: `images` may be a part
+    of those that the file was made for. `names` has the numbers of images by the last part of their
+    paths. ValueError for a name of several images, and, if `strict`, of none.
     """
     found = {}
     for id, name in listed.items():
-        same = names.get(Path(str(name)).name, [])
-        ends = [i for i in same if str(images.files[i]).endswith(f"/{name}")] if len(same) > 1 else same
+        parts = Path(str(name)).parts
+        same = names.get(parts[-1], []) if parts else []
+        ends = [i for i in same if Path(abspath(images.files[i])).parts[-len(parts) :] == parts]
         if not ends and not strict:
             continue
         if len(ends) != 1:

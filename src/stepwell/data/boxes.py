@@ -25,6 +25,7 @@ from stepwell.data.coco import (
     boxes_of,
     categories_of,
     check_lists,
+    check_size,
     is_id,
     read_content,
     row_of,
@@ -105,15 +106,25 @@ class BoxSet:
     def split(self, fraction: float) -> tuple["BoxSet", "BoxSet"]:
         """Two parts, the second with about `fraction` of the images; the same at every call.
 
-        ValueError for less than two images, or a fraction outside of (0, 1).
+        Copies of an image stay together. ValueError for less than two images, or a fraction outside of
+        (0, 1).
         """
         if not 0 < fraction < 1:
             raise ValueError(f"a part to set aside is a share between 0 and 1, not {fraction}")
-        if len(self) < 2:
-            raise ValueError(f"{len(self)} image cannot be split in two: add images")
-        order = torch.randperm(len(self), generator=generator_of(seed_of("aside"))).tolist()
-        count = min(max(1, round(fraction * len(self))), len(self) - 1)
-        return self.subset(sorted(order[count:])), self.subset(sorted(order[:count]))
+        different = [*dict.fromkeys(self.contents)]
+        if len(different) < 2:
+            raise ValueError(
+                f"{some([f.name for f in self.files])} is the only image, so none can be set aside: "
+                "add images"
+            )
+        order = torch.randperm(len(different), generator=generator_of(seed_of("aside"))).tolist()
+        count = min(max(1, round(fraction * len(different))), len(different) - 1)
+        aside = {different[i] for i in order[:count]}
+        rows = [content in aside for content in self.contents]
+        return (
+            self.subset(i for i, out in enumerate(rows) if not out),
+            self.subset(i for i, out in enumerate(rows) if out),
+        )
 
     def with_classes(
         self, names: Sequence[str], of: Sequence[int], told: Sequence[bool] | None = None
@@ -179,6 +190,12 @@ class BoxSet:
         ]
         return {"images": images, "annotations": annotations, "categories": categories}
 
+    def judged(self, found: Sequence[Boxes]) -> list[Boxes]:
+        """The found boxes of each image, in order, of the classes that its own boxes tell of."""
+        if self.known is None:
+            return [*found]
+        return [own.chosen(row[own.labels]) for own, row in zip(found, self.known, strict=True)]
+
     def results(self, found: Sequence[Boxes]) -> list[dict[str, Any]]:
         """Predicted boxes of the images, in order, as COCO's list of results has them."""
         rows = (row for id, one in zip(self.ids, found, strict=True) for row in self._rows(id, one))
@@ -195,11 +212,15 @@ class BoxSet:
         ]  # fmt: skip
 
 
-def read_boxes(file: Path, images: Path, classes: Sequence[str] | None = None) -> BoxSet:
+def read_boxes(
+    file: Path, images: Path, classes: Sequence[str] | None = None, *,
+    remedy: str = "add them, or name the folder that holds them with --images",
+) -> BoxSet:  # fmt: skip
     """Read a COCO json whose `file_name`s stand below the folder `images`.
 
     Args:
         classes: those of the training part, by whose order the labels are counted; None: this is it.
+        remedy: what to do where images do not exist.
 
     Raises:
         ValueError: the file is damaged or no COCO json; an image is listed twice, missing, unreadable,
@@ -211,20 +232,15 @@ def read_boxes(file: Path, images: Path, classes: Sequence[str] | None = None) -
     if not isinstance(content, dict) or not content.keys() >= set(LISTS):
         raise ValueError(f"{file} is no COCO json: it needs images, annotations and categories")
     check_lists(file, content)
-    listed = _listed(file, content["images"], images)
+    listed = _listed(file, content["images"], images, remedy)
     ids = [*listed]
-    paths, sizes = [path for path, _ in listed.values()], [size for _, size in listed.values()]
+    paths = [*listed.values()]
     if not paths:
         raise ValueError(f"{file} lists no image")
     check_files(paths)
     upright = [_upright_size(path) for path in paths]
-    for path, said, own in zip(paths, sizes, upright, strict=True):
-        if said is not None and said != own:
-            raise ValueError(
-                f"{path} has {own[1]} × {own[0]} pixels as viewers show it, and {file} says "
-                f"{said[1]} × {said[0]}: its boxes would be of another "
-                "picture; put the json or the image right"
-            )
+    for path, size, entry in zip(paths, upright, content["images"], strict=True):
+        check_size(file, path, size, entry)
     numbers = {id: i for i, id in enumerate(ids)}
     names, notes = categories_of(file, content, classes)
     kept = tuple(classes) if classes is not None else tuple(names.values())
@@ -258,8 +274,9 @@ def read_boxes(file: Path, images: Path, classes: Sequence[str] | None = None) -
     return found
 
 
-def read_images(folder: Path, classes: Sequence[str] = ()) -> BoxSet:
+def read_images(folder: str | Path, classes: Sequence[str] = ()) -> BoxSet:
     """Read a folder of images without labels, and all folders in it; ValueError names bad images."""
+    folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: name a folder of images")
     return unlabelled(image_files(folder), classes, folder)
@@ -292,6 +309,19 @@ def check_apart(parts: Mapping[str, BoxSet | None]) -> None:
         known |= {content: (part, file) for content, file in own.items()}
 
 
+def copies_in(where: Path, images: BoxSet) -> list[str]:
+    """A line about images that are there twice under different names; none without any."""
+    first: dict[bytes, str] = {}
+    copies = []
+    for content, file in zip(images.contents, images.files, strict=True):
+        if content in first:
+            copies.append(f"{file.name} of {first[content]}")
+        first.setdefault(content, file.name)
+    if not copies:
+        return []
+    return [f"{where}: {len(copies)} images are copies of others and count twice, {some(copies)}"]
+
+
 def content_of(file: Path) -> bytes:
     """A hash of a file's content, equal for copies under any name."""
     with file.open("rb") as opened:
@@ -299,10 +329,14 @@ def content_of(file: Path) -> bytes:
 
 
 def _listed(
-    file: Path, entries: Sequence[Mapping[str, Any]], images: Path
-) -> dict[int, tuple[Path, tuple[int, int] | None]]:
-    """The path and the size (height, width), if it is said, of each image by its id."""
-    listed: dict[int, tuple[Path, tuple[int, int] | None]] = {}
+    file: Path, entries: Sequence[Mapping[str, Any]], images: Path, remedy: str
+) -> dict[int, Path]:
+    """The path of each image by its id.
+
+    A name counts from `images` or, as some programs write it, from the folder of the json. A name
+    without folders may also stand in one of the folders of `images`.
+    """
+    listed: dict[int, Path] = {}
     names: dict[str, int] = {}
     missing = []
     by_name: dict[str, list[Path]] = {}
@@ -314,9 +348,11 @@ def _listed(
             again = "id" if id in listed else "file"
             raise ValueError(f"{file} lists image {name} (id {id}) twice, by its {again}: remove one")
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{file}: image {name} lies outside of {images}: name it by a path below")
+            raise ValueError(
+                f"{file}: image {name} may lie outside of {images}: name images by their path below it"
+            )
         names[name] = id
-        path = images / name
+        path = next((p / name for p in (images, file.parent) if isfile(p / name)), images / name)
         if not isfile(path):  # False, too, for a name that the system cannot have
             if not by_name:
                 for one in image_files(images):
@@ -330,13 +366,11 @@ def _listed(
             path = same[0] if same else path
             if not same:
                 missing.append(path)
-        size = entry.get("height"), entry.get("width")
-        said = size if all(type(side) is int and side > 0 for side in size) else None
-        listed[id] = path, said  # type: ignore[assignment]
+        listed[id] = path
     if missing:
         raise ValueError(
             f"{file} lists {len(missing)} of {len(listed)} images that do not exist, {some(missing)}: "
-            "add them, or remove their entries"
+            f"{remedy}"
         )
     return listed
 
@@ -351,10 +385,10 @@ def _notes(file: Path, images: Path, paths: Sequence[Path], rows: Sequence[Seque
     repeated = [name for (name, *_), count in each.items() for _ in range(count - 1)]
     notes = []
     if no_area:
-        notes.append(f"{file}: {len(no_area)} boxes of no area were left out, of {some(no_area)}")
+        notes.append(f"{file}: boxes of no area were left out: {len(no_area)}, of {some(no_area)}")
     if out:
         notes.append(
-            f"{file}: {len(out)} boxes beyond their image were cut at its edge, of {some(out)}"
+            f"{file}: boxes beyond their image were cut at its edge: {len(out)}, of {some(out)}"
         )
     if empty:
         count = f"{len(empty)} of {len(paths)} images"

@@ -79,6 +79,15 @@ def categories_of(
     ]:
         del names[background[0]]
         notes.append(f"{file}: category {_BACKGROUND} has no box and is no class here: it was left out")
+    alike: dict[str, list[str]] = {}
+    for name in names.values():
+        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+    notes += [
+        f"{file}: categories {some(list(map(repr, same)))} differ by case or spaces only, and count as "
+        "different classes"
+        for same in alike.values()
+        if len(same) > 1
+    ]
     if not names:
         raise ValueError(f"{file} has no category: a detector needs one or more")
     if classes is not None and (
@@ -89,6 +98,17 @@ def categories_of(
             f"{some(list(classes))}"
         )
     return dict(sorted(names.items())), notes
+
+
+def check_size(file: Path, path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -> None:
+    """Raise ValueError if an image of `size` has another one in its entry."""
+    said = entry.get("height"), entry.get("width")
+    if all(type(side) is int and side > 0 for side in said) and said != size:
+        raise ValueError(
+            f"{path} has {size[1]} × {size[0]} pixels as viewers show it, and {file} says "
+            f"{said[1]} × {said[0]}: its boxes would be of another picture; put the json or the image "
+            "right"
+        )
 
 
 def row_of(
@@ -102,6 +122,8 @@ def row_of(
         raise ValueError(
             f"{file}: a box of {path.name} has category {category!r:.40}, which is not listed"
         )
+    if box is None:
+        raise ValueError(f"{file}: an annotation of {path.name} has no bbox: add it, or remove it")
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         raise ValueError(
             f"{file}: a box of {path.name} is {box!r:.80}, not four finite numbers [x, y, "

@@ -1,7 +1,6 @@
 """Detectors: a nested backbone with a pyramid and a head."""
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from stepwell.console import row_table, say, show, show_conditions, size, table,
 from stepwell.kinds import Costs, Network, Predicted, classifier
 from stepwell.kinds.serving import Engine
 from stepwell.measures import MEASURES, of_row
+from stepwell.ranges import SURE
 
 if TYPE_CHECKING:
     from stepwell.data.boxes import BoxSet
@@ -38,8 +38,8 @@ SECTIONS = (
 #: Columns after a training, and of an evaluation.
 TRAINED = ("blocks", "params", "macs", "ap", "ap50", "ms")
 EVALUATED = (*TRAINED[:3], "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ms")
-#: Least score of a predicted box; classes in a table, at most; images of a batch.
-SCORE, CLASSES, BATCH = 0.3, 30, 16
+#: Classes in a table, at most; images of a batch.
+CLASSES, BATCH = 30, 16
 #: Images on which an export is checked.
 CHECKED = 16
 
@@ -93,7 +93,7 @@ def _as_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def predict(
-    network: Network, paths: Sequence[Path], *, depth: str | None = None, min_score: float = SCORE,
+    network: Network, paths: Sequence[Path], *, depth: str | None = None, min_score: float = SURE,
     coco: Path | None = None, draw: Path | None = None, budget_ms: float | None = None,
     budget_macs: float | None = None,
 ) -> Predicted:  # fmt: skip
@@ -102,6 +102,7 @@ def predict(
     from stepwell.data.boxes import unlabelled
     from stepwell.files import write_whole
     from stepwell.measure.detection import detect
+    from stepwell.nets.detection.predicting import each_object
     from stepwell.nets.predictions import Prediction
     from stepwell.serve import expand
 
@@ -121,7 +122,8 @@ def predict(
         predictions += [
             one
             for file, own in zip(files, sure, strict=True)
-            for one in _predictions(file, own, net.card.classes, depth)
+            for one in each_object(own, net.card.classes, depth, file)
+            or [Prediction(file, depth=depth, box=())]
         ]
         if coco is not None:
             content = images.with_boxes(sure).coco()
@@ -134,12 +136,10 @@ def predict(
 
 def serve(network: Network, *, engine: Engine = "torch") -> "Served":
     """Give every depth to a server. Flags as for `serve`."""
-    import torch
+    import numpy as np
 
-    from stepwell.data.box_batches import collated, padded, restored
     from stepwell.data.decoding import decoded, is_small
-    from stepwell.data.preprocess import upright_size, whole
-    from stepwell.nets.predictions import Prediction
+    from stepwell.nets.detection.predicting import Scaled, objects_in
     from stepwell.serve.served import Served
 
     if engine != "torch":
@@ -150,26 +150,13 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
     rows = tuple(depth for depth, status in net.status.items() if status != "fresh")
 
     def read(content: bytes) -> Any:
-        return decoded(content, lambda image: (whole(image, card.size), upright_size(image)))
+        return decoded(content, lambda image: Scaled.of(image, card.size))
 
     def run(inputs: Sequence[Any], row: str, top: int) -> "list[Prediction]":
-        answers = [Prediction()] * len(inputs)
-        by_shape = defaultdict(list)  # an image's boxes must not depend on the others' padding
-        for i, (own, _) in enumerate(inputs):
-            by_shape[padded([own.shape[:2]])].append(i)
-        for alike in by_shape.values():
-            images, sizes = collated([torch.from_numpy(inputs[i][0]).permute(2, 0, 1) for i in alike])
-            with torch.inference_mode():
-                found = detector.by_depth(images, sizes, [row])[row]
-            for i, own, scaled in zip(alike, found, sizes, strict=True):
-                own = own._replace(boxes=restored(own.boxes, scaled, inputs[i][1])).with_area()
-                sure = own.chosen(own.scores >= SCORE)
-                objects = tuple(one for one in _predictions(Path(), sure, card.classes, row) if one.box)
-                answers[i] = Prediction(depth=row, objects=objects)
-        return answers
+        return objects_in(detector, inputs, row)
 
     side = -(-card.size // 32) * 32
-    example = torch.zeros(side, side, 3, dtype=torch.uint8).numpy(), (side, side)
+    example = Scaled(np.zeros((side, side, 3), np.uint8), (side, side))
     return Served(
         rows, net.full, read, run, example, card.costs,
         quick=lambda content: is_small(content, card.size),
@@ -191,24 +178,13 @@ def _readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
     return good, bad
 
 
-def _predictions(file: Path, found: "Boxes", classes: Sequence[str], depth: str) -> list[Any]:
-    """A prediction for each box, best first; one without a box for an image without any."""
-    from stepwell.nets.predictions import Prediction
-
-    rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
-    each = [
-        Prediction(file, classes[label], score, depth=depth, box=tuple(box))
-        for box, label, score in rows
-    ]
-    return each or [Prediction(file, depth=depth, box=())]
-
-
 def _draw(
     folder: Path, files: Sequence[Path], found: Sequence["Boxes"], classes: Sequence[str]
 ) -> None:
     """Write the images with their boxes as PNG files.
 
-    ValueError for two files of one name, or a folder in which an image itself would be written over.
+    ValueError for two files of one name, a file in place of a folder, or a folder in which an image
+    itself would be written over.
     """
     import torch
     from PIL import Image
@@ -224,6 +200,8 @@ def _draw(
     inputs = {file.resolve() for file in files}
     if lost := [file for file in files if (folder / f"{file.stem}.png").resolve() in inputs]:
         raise ValueError(f"--draw {folder} would write over the image {lost[0]}: name another folder")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--draw {folder} is a file: name a folder")
     folder.mkdir(parents=True, exist_ok=True)
     for file, own in zip(files, found, strict=True):
         pixels = torch.from_numpy(whole(file)).permute(2, 0, 1)
@@ -326,17 +304,19 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
 def show_labels(made: Mapping[str, Any]) -> None:
     """Print what the labels of teachers were made of, of many classes the first."""
     classes = [*made["classes"].items()][:CLASSES]
-    known = [key for key in ("precision", "recall") if all(key in row for _, row in classes)]
+    known = [key for key in ("precision", "recall") if any(key in row for _, row in classes)]
     rows = [
         [
             name, f"{row['threshold']:.2f}", str(row["boxes"]),
-            *(f"{100 * row[key]:.0f} %" for key in known),
+            *(f"{100 * row[key]:.0f} %" if key in row else "–" for key in known),
         ]
         for name, row in classes
     ]  # fmt: skip
     show(table("labels from teachers", ["class", "threshold", "boxes", *known], rows))
     ap = made["teacher_test"].get("teachers/ap")
-    told = "" if ap is None else f"; the teachers have an AP of {100 * ap:.1f} % on the test part"
+    told = "; the teachers tell nothing of the test images"
+    if ap is not None:
+        told = f"; the teachers have an AP of {100 * ap:.1f} % on the test part"
     if made["truth"] == "teacher":
         told = "; there are no labels, so the test part has the teachers' boxes, and AP says how well "
         told += "the student agrees with them"

@@ -16,8 +16,6 @@ from stepwell.types import Boxes, Images
 
 #: Most images of which an interval is computed; a hundred resamples of more would take minutes.
 RESAMPLED = 1000
-#: Least score of a predicted box that a person is shown.
-SURE = 0.3
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
@@ -49,12 +47,15 @@ def detect(
 
 
 def precisions(examples: BoxSet, found: Mapping[str, Sequence[Boxes]]) -> dict[str, float]:
-    """Average precision by "ROW/measure", of the boxes that each row found in the examples."""
+    """Average precision by "ROW/measure", of the boxes that each row found in the examples.
+
+    Boxes of classes that an image's truth does not tell of are neither right nor wrong.
+    """
     truth = examples.coco()
     return {
         f"{row}/{name}": value
         for row, boxes in found.items()
-        for name, value in average_precision(truth, examples.results(boxes)).items()
+        for name, value in average_precision(truth, examples.results(examples.judged(boxes))).items()
     }
 
 
@@ -63,7 +64,7 @@ def intervals(examples: BoxSet, found: Mapping[str, Sequence[Boxes]]) -> dict[st
     truth = examples.coco()
     numbers: dict[str, float] = {}
     for row, boxes in found.items():
-        low, high = precision_interval(truth, examples.results(boxes))
+        low, high = precision_interval(truth, examples.results(examples.judged(boxes)))
         numbers |= {f"{row}/ap_low": low, f"{row}/ap_high": high}
     return numbers
 

@@ -85,7 +85,7 @@ class Predicts(nn.Module):
             ValueError: an image cannot be read; there is no such depth, or it was never trained; the
                 network is in train mode; its card names no classes.
         """
-        sources, single = _several(images)
+        sources, single = several(images)
         found = [*predictions(self, lambda x: self.answers(x, depth), sources, top=top)]
         return found[0] if single else found
 
@@ -97,7 +97,7 @@ class Predicts(nn.Module):
         """
         check_card(self.card)
         form, size = format_of(self.card.drawing), self.card.size
-        pixels = [form.squared(source, size) for source in _several(images)[0]]
+        pixels = [form.squared(source, size) for source in several(images)[0]]
         return normalised(pixels, self.card)
 
 
@@ -178,7 +178,7 @@ def check_card(card: Card) -> None:
         )
 
 
-def _several(images: Source | Sequence[Source]) -> tuple[Sequence[Any], bool]:
+def several(images: Source | Sequence[Source]) -> tuple[Sequence[Any], bool]:
     """Give a sequence of images, and whether it was a single one."""
     if isinstance(images, np.ndarray) and images.ndim == 4:
         return [*images], False

@@ -99,9 +99,12 @@ class Judge:
         images, found = reference
         if making.calibrate:
             self._calibrate(images, found)
-        self.reference = images
         fused = self.fused(found)
-        self.matches = matched(self._told(images, fused.boxes), images.truth, len(categories.names))
+        # a box that no teacher could know is not missed
+        told = fused.known | ~categories.covers.any(0)
+        truth = [own.chosen(row[own.labels]) for own, row in zip(images.truth, told, strict=True)]
+        self.matches = matched(self._told(images, fused.boxes), truth, len(categories.names))
+        self.judged = told.sum(0)  # images of each class
 
     def fused(self, found: Sequence[Sequence[Boxes | None]]) -> Fused:
         """The boxes of all teachers in each image as one set.
@@ -131,6 +134,12 @@ class Judge:
         self.limits = self._limits(labels.long(), scores, len(images))
         if not (scores >= self.limits[labels.long()]).any():
             self._refuse(scores, len(images))
+        low = self.making.ignore_from
+        if low is not None and low >= float(self.limits.max()):
+            self.notes.append(
+                f"--ignore-from {low:g} lies above the threshold of every class (the highest is "
+                f"{float(self.limits.max()):.2f}), so no box is left open"
+            )
 
     def made(self, images: BoxSet, found: Sequence[Sequence[Boxes | None]]) -> Made:
         """The images with labels: boxes at or above their class's threshold, once these are set."""
@@ -181,7 +190,7 @@ class Judge:
         assert self.matches is not None, "labels decide these thresholds"
         if making.thresholds == "f1":
             return best_f1(self.matches, making.min_score)
-        wanted = self.matches.true.double() / len(self.reference) * images
+        wanted = self.matches.true.double() / self.judged.clamp(min=1) * images
         return as_many(labels, scores, wanted.tolist(), making.min_score)
 
     def _cut(self, boxes: Boxes, limits: Tensor) -> Boxes:
@@ -240,10 +249,10 @@ class Judge:
                     continue  # nothing is known of it
                 above = own & (self.matches.scores >= limits[i])
                 right, true = int((above & self.matches.right).sum()), int(self.matches.true[i])
-                classes[name] |= {
-                    "precision": right / max(1, int(above.sum())), "recall": right / max(1, true),
-                    "labelled": true, "prior": true / len(self.reference),
-                }  # fmt: skip
+                shares = {"precision": (right, int(above.sum())), "recall": (right, true),
+                          "prior": (true, int(self.judged[i]))}  # fmt: skip
+                known_shares = {key: part / all for key, (part, all) in shares.items() if all}
+                classes[name] |= {"labelled": true} | known_shares
         return record
 
     def _doubts(self, made: BoxSet) -> list[str]:
@@ -280,9 +289,14 @@ def _twins(made: BoxSet, categories: Categories) -> list[str]:
     ]
 
 
-def without_empty(made: BoxSet) -> tuple[BoxSet, int]:
-    """The images with a box, and the number of the others."""
-    full = [i for i, own in enumerate(made.truth) if own.total]
+def told_of(made: BoxSet) -> BoxSet:
+    """The images of which a teacher tells something: others have nothing to teach."""
+    return made if made.known is None else made.subset(made.known.any(1).nonzero()[:, 0].tolist())
+
+
+def without_empty(made: BoxSet, *, keep: bool = False) -> tuple[BoxSet, int]:
+    """The images with a box, and the number of the others; with `keep`, all images."""
+    full = [i for i, own in enumerate(made.truth) if own.total or keep]
     return (made, 0) if len(full) == len(made) else (made.subset(full), len(made) - len(full))
 
 

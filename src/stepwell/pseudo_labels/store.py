@@ -55,7 +55,8 @@ class Store:
         self._known: dict[str, Boxes] = {}
         for file in sorted(self.folder.glob("*.json")):
             if file.name != "about.json":
-                self._known |= _boxes_in(file, read_json(file, _REMEDY))
+                content = read_json(file, _REMEDY)
+                self._known |= _boxes_in(file, content, len(teacher.classes))
 
     def __len__(self) -> int:
         """The number of images with known boxes."""
@@ -138,15 +139,15 @@ class Store:
         """Write a shard, and take its boxes as if they were read: they are rounded."""
         content = self._content(images, found, contents)
         self._write(contents, content)
-        self._known |= _boxes_in(self.folder, content)
+        self._known |= _boxes_in(self.folder, content, len(self.teacher.classes))
 
     def _write(self, contents: Sequence[str], content: Mapping[str, Any]) -> None:
         name = hashlib.sha256("".join(contents).encode()).hexdigest()[:16]
         write_whole(self.folder / f"{name}.json", json.dumps(content).encode())
 
 
-def _boxes_in(file: Path, content: Mapping[str, Any]) -> dict[str, Boxes]:
-    """The boxes of each image in a shard, by the hash of its content."""
+def _boxes_in(file: Path, content: Mapping[str, Any], classes: int) -> dict[str, Boxes]:
+    """The boxes of each image in a shard, by the hash of its content; ValueError if it is damaged."""
     try:
         hashes = {row["id"]: row["content"] for row in content["images"]}
         ids, rows = sorted(hashes), sorted(content["annotations"], key=itemgetter("image_id"))
@@ -157,6 +158,8 @@ def _boxes_in(file: Path, content: Mapping[str, Any]) -> dict[str, Boxes]:
             raise ValueError("a box is not finite, or of no image")
         labels = np.array([row["category_id"] for row in rows], np.int64) - 1
         scores = np.array([row["score"] for row in rows], np.float64)
+        if not ((labels >= 0) & (labels < classes)).all():
+            raise ValueError("a box is of no category")
         ends = np.searchsorted(np.array(whose, np.int64), ids[1:]).tolist()
         parts = (torch.from_numpy(values).tensor_split(ends) for values in (boxes, labels, scores))
         return {

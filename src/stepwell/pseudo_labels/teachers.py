@@ -18,7 +18,7 @@ from stepwell.files import read_json
 from stepwell.measure.detection import detect
 from stepwell.nets.detection.file import load_detector
 from stepwell.nets.detection.onnx import OnnxDetector
-from stepwell.nets.files.container import kind_of, network_file
+from stepwell.nets.files.container import DETECTOR, kind_of, network_file
 from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.files.onnx import file_sha256, onnx_fingerprint, open_onnx
 from stepwell.teachers.opening import path_and_depth
@@ -122,7 +122,13 @@ def open_box_teachers(
         raise ValueError(f"--teacher: name one or more, each {KINDS}")
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ValueError(f"teacher {twice[0]} is named twice: name each once")
-    return [_open(name, size, known) for name in names]
+    teachers = [_open(name, size, known) for name in names]
+    seen: dict[str, str] = {}
+    for teacher in teachers:
+        first = seen.setdefault(teacher.fingerprint, teacher.name)
+        if first != teacher.name:
+            raise ValueError(f"teachers {first} and {teacher.name} are one and the same: name it once")
+    return teachers
 
 
 def _open(name: str, size: int | None, known: BoxSet | None) -> BoxTeacher:
@@ -151,17 +157,21 @@ def _open(name: str, size: int | None, known: BoxSet | None) -> BoxTeacher:
 def _run(name: str, path: Path, depth: str | None, size: int | None) -> BoxTeacher:
     """A detector of Stepwell."""
     file = network_file(path)
-    if (kind := kind_of(file)) != "detector":
+    content = fingerprint(file)  # also says what is wrong with a damaged file, which has no kind
+    if (kind := kind_of(file)) != DETECTOR:
         raise ValueError(f"teacher {path} holds a {kind}, which predicts no boxes: name {KINDS}")
     detector = load_detector(file)
     depth = depth or detector.net.full
-    detector.net.require_ready(depth)
+    try:
+        detector.net.require_ready(depth)
+    except ValueError as error:
+        raise ValueError(f"teacher {name}: {error}") from error
     side = size or detector.net.card.size
 
     def find(batches: BoxBatches) -> list[Boxes]:
         return detect(detector, batches, [depth])[depth]
 
-    mark = f"{fingerprint(file)}@{depth}:{side}"
+    mark = f"{content}@{depth}:{side}"
     load = partial(BoxBatches, batch_size=BATCH, size=side)
     return BoxTeacher(name, mark, detector.net.card.classes, load, find)
 
@@ -175,7 +185,13 @@ def _torchvision(name: str, builder: str, file: Path | None, size: int | None) -
     published = get_model_weights(builder).DEFAULT
     classes: Sequence[str] = published.meta["categories"]
     if file is None:
-        module = get_model(builder, weights=published)
+        try:
+            module = get_model(builder, weights=published)
+        except OSError as error:
+            raise ValueError(
+                f"the weights of {name} could not be downloaded from {published.url} ({error}): put "
+                f"that file into {torch.hub.get_dir()}/checkpoints, or name --teacher {builder}=FILE"
+            ) from error
         return module_teacher(name, _sized(module, size), classes, size=size, mark=str(published))
     if not file.is_file():
         raise FileNotFoundError(f"no file {file} of weights for {builder}")
@@ -187,8 +203,9 @@ def _torchvision(name: str, builder: str, file: Path | None, size: int | None) -
     except Exception as error:  # pickle and torch raise a dozen kinds here
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{file} does not fit {builder} with {len(classes)} classes ({reason}): write the names of "
-            f'its classes by label to {listed}, as {{"classes": ["__background__", ...]}}'
+            f"{file} holds no weights of {builder} with {len(classes)} classes ({reason}): name its "
+            "state_dict. If it has other classes, write their names by label to "
+            f'{listed}, as {{"classes": ["__background__", ...]}}'
         ) from error
     mark = hashlib.sha256(f"{file_sha256(file)}{classes}".encode()).hexdigest()[:16]
     return module_teacher(name, _sized(module, size), classes, size=size, mark=mark)

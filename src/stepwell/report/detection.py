@@ -17,6 +17,8 @@ from stepwell.results import BOXES
 
 #: Most classes of a figure or a table: those with the least precision.
 CLASSES = 12
+#: The true boxes of an image, beside those that others found.
+TRUTH = "truth"
 #: Recalls of a curve.
 RECALLS = np.linspace(0, 1, 101)
 
@@ -41,13 +43,13 @@ def _made(record: RunRecord) -> list[str]:
     images, boxes, fused = (number(own.get(key)) for key in ("images", "boxes", "fused"))
     steps = [f"{names} found {found:,} boxes of any score in {images:,.0f} images"]
     if len(teachers) > 1:
-        steps.append(f"fusion left {fused:,.0f}")
+        steps.append(f"together they gave {fused:,.0f}")
     steps.append(f"{boxes:,.0f} reached their thresholds")
     if ignored := number(own.get("ignored")):
         steps.append(f"{ignored:,.0f} below them were left open")
     text = f"{'; '.join(steps)}."
     test = of_row(as_mapping(own.get("teacher_test")), "teachers")
-    if own.get("truth") == "teacher":
+    if _by_teachers(record):
         text += " There are no labels: all numbers compare the student with the teachers' boxes."
     elif (ap := number(test.get("ap"))) is not None:
         text += f" The teachers' AP on the test images is {as_percent(ap)}."
@@ -97,7 +99,10 @@ def _by_class(record: RunRecord, page: Mapping[str, Any]) -> list[str]:
         )
         for row in curves
     ]
-    parts = ["<h3>Every class</h3>", table(head, rows, f"Worst first.{more}")]
+    note = f"Worst first.{more}"
+    if _by_teachers(record):
+        note += " The true boxes are the teachers': there are no labels."
+    parts = ["<h3>Every class</h3>", table(head, rows, note)]
     return [*parts, '<div class="figures">', *shown, "</div>"] if any(shown) else parts
 
 
@@ -132,11 +137,15 @@ def _images(page: Mapping[str, Any], record: RunRecord) -> list[str]:
     rows = []
     for k, image in enumerate(map(as_mapping, images)):
         boxes = as_mapping(image.get("boxes"))
-        order = [name for name in ("truth", "teachers", judged) if name in boxes]
+        order = [name for name in (TRUTH, "teachers", judged) if name in boxes]
+        id = f"photo-{key}-{k}"
+        drawn = [
+            _drawn(image, boxes[name], classes, id, first=name == order[0], scores=name != TRUTH)
+            for name in order
+        ]
         cells = [
-            f"<figure>{_drawn(image, boxes[name], classes, f'photo-{key}-{k}', first=not i)}"
-            f"<figcaption>{escape(_title(name, record))}</figcaption></figure>"
-            for i, name in enumerate(order)
+            f"<figure>{picture}<figcaption>{escape(_title(name, record))}</figcaption></figure>"
+            for name, picture in zip(order, drawn, strict=True)
         ]
         count = f"{finite(image.get('errors')):.0f} errors"
         label = f"<p><b>{escape(str(image.get('file', '')))}</b>: {count}</p>"
@@ -155,13 +164,21 @@ def _legend(classes: Sequence[str]) -> str:
     return ", ".join(f'<b style="color:{colour}">{escape(name)}</b>' for name, colour in shown)
 
 
+def _by_teachers(record: RunRecord) -> bool:
+    """Check whether the test part has boxes of teachers, because there are no labels."""
+    return record.own("pseudo").get("truth") == "teacher"
+
+
 def _title(name: str, record: RunRecord) -> str:
+    if name == TRUTH and _by_teachers(record):
+        return "the teachers' boxes, taken as the truth"
     return f"{record.row} {name}" if name in record.rows else name
 
 
 def _drawn(
-    image: Mapping[str, Any], boxes: Any, classes: Sequence[str], id: str, *, first: bool
-) -> Html:
+    image: Mapping[str, Any], boxes: Any, classes: Sequence[str], id: str, *, first: bool,
+    scores: bool,
+) -> Html:  # fmt: skip
     """An image with boxes as SVG; its pixels stand in the page once."""
     high, wide = (finite(side) for side in image.get("size") or (0, 0))
     pixels = f'<use href="#{id}"/>'
@@ -178,7 +195,7 @@ def _drawn(
         marks.append(
             f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}" '
             f'fill="none" stroke="{colour}" stroke-width="2">'
-            f"<title>{escape(name)} {score:.2f}</title></rect>"
+            f"<title>{escape(name)}{f' {score:.2f}' * scores}</title></rect>"
         )
     return Html(
         f'<svg viewBox="0 0 {wide:.0f} {high:.0f}" width="{wide:.0f}" role="img" '

@@ -18,15 +18,16 @@ from stepwell.device import device_name
 from stepwell.evaluation.detection import precision_recall
 from stepwell.extras import extra
 from stepwell.files import write_whole
-from stepwell.measure.detection import SURE, detect, measure_detector, precisions
+from stepwell.measure.detection import detect, measure_detector, precisions
 from stepwell.nets import Card
 from stepwell.nets.detection.detector import Detector, build_detector
-from stepwell.nets.detection.file import KIND, load_detector, save_detector
+from stepwell.nets.detection.file import load_detector, save_detector
 from stepwell.nets.detection.heads import check_name
-from stepwell.nets.files.container import kind_of
+from stepwell.nets.files.container import DETECTOR, kind_of
 from stepwell.nets.files.initial_weights import initialise, start_pretrained
 from stepwell.nets.files.nested import fingerprint
 from stepwell.pseudo_labels.thresholds import matched
+from stepwell.ranges import SURE
 from stepwell.results import BOXES
 from stepwell.tasks.classification import input_arguments
 from stepwell.tasks.finishing import finished, spent
@@ -79,7 +80,7 @@ def start_detector(
         start_pretrained(detector.net)
     elif init is not None:
         initialise(detector.net, init)
-        if kind_of(init) == KIND:
+        if kind_of(init) == DETECTOR:
             _start_as(detector, init)
     return detector
 

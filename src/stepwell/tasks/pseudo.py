@@ -27,6 +27,7 @@ from stepwell.pseudo_labels.make import (
     Making,
     Thresholds,
     described,
+    told_of,
     without_empty,
 )
 from stepwell.pseudo_labels.store import Store
@@ -109,9 +110,37 @@ def open_sources(
         folder, files, categories.names, labelled, fraction=fraction,
         val_fraction=training.val_fraction, seed=training.seed,
     )  # fmt: skip
-    for note in (*categories.notes, *pool.notes):
+    for note in (*categories.notes, *pool.notes, *_of_files(teachers, pool)):
         warnings.warn(note, stacklevel=3)
     return Sources(teachers, categories, pool, making)
+
+
+def _of_files(teachers: Sequence[BoxTeacher], pool: BoxPool) -> list[str]:
+    """Lines about images that files of predictions do not list; ValueError for a file that fits none.
+
+    A file is read against all images, because a name may stand in several of their parts.
+    """
+    notes = []
+    for teacher in teachers:
+        if teacher.keeps:
+            continue
+        every = pool.images
+        for part in (pool.test, pool.validation):
+            every = every if part is None else every.joined(part)
+        missing = [
+            f.name for f, own in zip(every.files, teacher.find(every), strict=True) if own is None
+        ]
+        if len(missing) == len(every):
+            raise ValueError(
+                f"{teacher.name} lists none of the {len(every)} images, such as {every.files[0]}: "
+                "write their names there, or the ends of their paths"
+            )
+        if missing:
+            notes.append(
+                f"{teacher.name} lists {len(every) - len(missing)} of {len(every)} images and tells "
+                f"nothing of the others, {some(missing)}"
+            )
+    return notes
 
 
 def check_store(store: Path | None, data: str) -> None:
@@ -169,7 +198,7 @@ def prepare(sources: Sources, files: BoxFiles, training: Optimisation, name: str
     """The images as batches, before the teachers have labelled them."""
     images, labelled, test, validation, _ = sources.pool
     if labelled is None:
-        images, test, validation = _apart(images, test, validation, training.val_fraction)
+        images, test, validation = _apart(images, test, validation, training.val_fraction, sources)
     detection.check_patience(training, validation is not None)
     assert training.batch_size is not None
     batches = BoxBatches(
@@ -192,14 +221,29 @@ def prepare(sources: Sources, files: BoxFiles, training: Optimisation, name: str
 
 
 def _apart(
-    images: BoxSet, test: BoxSet | None, validation: BoxSet | None, fraction: float
+    images: BoxSet, test: BoxSet | None, validation: BoxSet | None, fraction: float, sources: Sources
 ) -> tuple[BoxSet, BoxSet, BoxSet | None]:
-    """Images without labels in training, test and validation parts."""
+    """Images without labels in training, test and validation parts.
+
+    An image that a file of predictions does not list has no boxes that something could be measured on,
+    so the parts to measure on come from those that most teachers tell of.
+    """
+    told = sum(
+        (
+            torch.tensor([boxes is not None for boxes in teacher.find(images)])
+            for teacher in sources.teachers
+            if not teacher.keeps
+        ),
+        torch.zeros(len(images), dtype=torch.long),
+    )
+    best = (told == told.max()).tolist()
+    rest = images.subset(i for i, is_best in enumerate(best) if not is_best)
+    images = images.subset(i for i, is_best in enumerate(best) if is_best)
     if test is None:
         images, test = images.split(ASIDE)
     if validation is None and fraction:
         images, validation = images.split(fraction)
-    return images, test, validation
+    return images.joined(rest) if len(rest) else images, test, validation
 
 
 def label(
@@ -235,7 +279,7 @@ def label(
     made = judge.made(own, seen)
     for note in made.notes:
         warnings.warn(note, stacklevel=2)
-    images, empty = (made.images, 0) if keep_empty else without_empty(made.images)
+    images, empty = without_empty(told_of(made.images), keep=keep_empty)
     images = images if mask else replace(images, known=None)
     if empty:
         text = f"note: {empty} images without a box are left out; with --keep-empty they are background"
@@ -310,6 +354,8 @@ def _teachers_on(
 ) -> dict[str, Any]:
     """Average precision of the teachers together, and of each, on the test part."""
     fused: Fused = judge.fused(found)
+    if not fused.known.any():
+        return {"teacher_test": {}, "found": fused.boxes}
     rows = {"teachers": fused.boxes}
     if len(names) > 1:
         alone = [

@@ -18,13 +18,13 @@ from stepwell.data.box_files import BoxFiles, BoxParts, BoxPool, drawn
 from stepwell.data.boxes import BoxSet
 from stepwell.data.loader import generator_of, seed_of
 from stepwell.losses import map_correlation_loss, map_imitation_loss
-from stepwell.measure.detection import SURE
 from stepwell.methods import Detection
 from stepwell.methods.objective import Objective
 from stepwell.nets.detection.file import load_detector
 from stepwell.pseudo_labels.categories import merged
 from stepwell.pseudo_labels.make import Making
 from stepwell.pseudo_labels.teachers import open_box_teachers
+from stepwell.ranges import SURE
 from stepwell.recipes.detect import DetectorTraining
 from stepwell.recipes.pseudo import PseudoLabels
 from stepwell.tasks import detection

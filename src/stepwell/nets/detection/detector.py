@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,14 @@ from torch.nn.functional import one_hot
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, box_iou
 
+from stepwell.data.preprocess import Source
 from stepwell.nets.build import build, refuse_adders
 from stepwell.nets.detection.heads import DETECTORS, Maps, check_name, levels_of, usual_convs
+from stepwell.nets.detection.predicting import Scaled, objects_in
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.plan import with_children
+from stepwell.nets.predictions import Prediction, check_card, several
+from stepwell.ranges import SURE
 from stepwell.train_mode import in_eval_mode
 from stepwell.types import BoxBatch, Boxes, Images
 
@@ -139,10 +144,50 @@ class Detector(nn.Module):
             sizes: height and width of each image in the padded batch; by default all of it.
 
         Raises:
-            ValueError: no such depth; the detector is in train mode.
+            ValueError: no such depth; images of another shape or type; the detector is in train mode.
         """
         name = self.net.full if depth is None else depth
         return self.by_depth(images, sizes, [name])[name]
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a path is a sequence, too
+        self, images: Source, *, depth: str | None = None, min_score: float = SURE
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, images: Sequence[Source], *, depth: str | None = None, min_score: float = SURE
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self, images: Source | Sequence[Source], *, depth: str | None = None, min_score: float = SURE
+    ) -> Prediction | list[Prediction]:
+        """Find objects in an image or several: paths, PIL images, or numpy arrays (height, width, 3).
+
+        >>> detector.predict("cells.jpg").objects[0].box  # doctest: +SKIP
+        (31.2, 40.5, 95.0, 101.7)
+
+        Args:
+            depth: the depth that answers, the full one by default.
+            min_score: least score of a box.
+
+        Returns:
+            A prediction for each image; its `objects` are predictions with class, score and `box`.
+
+        Raises:
+            ValueError: an image cannot be read; there is no such depth, or it was never trained; the
+                detector is in train mode.
+        """
+        name = self.net.full if depth is None else depth
+        self.net.require_ready(name)
+        check_card(self.net.card)
+        sources, single = several(images)
+        found = []
+        for source in sources:  # one by one: photographs may be large
+            scaled = Scaled.of(source, self.net.card.size)
+            (one,) = objects_in(self, [scaled], name, min_score)
+            found.append(one._replace(file=Path(source) if isinstance(source, str | Path) else None))
+        return found[0] if single else found
 
     def by_depth(
         self, images: Images, sizes: Sizes | None = None, depths: Sequence[str] | None = None
@@ -150,6 +195,11 @@ class Detector(nn.Module):
         """The boxes of each image at all depths (or those named); common prefixes run once."""
         if self.training:
             raise ValueError("the detector is in train mode: call detector.eval() first")
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"images of shape {tuple(images.shape)} and {images.dtype}: a detector takes a "
+                "normalised batch (batch, 3, height, width) of floats; its `predict` takes files"
+            )
         if sizes is None:
             sizes = [(images.shape[2], images.shape[3])] * len(images)
         found = {}
@@ -200,9 +250,12 @@ def build_detector(
 ) -> Detector:  # fmt: skip
     """A detector with fresh weights, by the name of its head and backbone, such as "fcos/resnet14_s4".
 
-    Further arguments are those of `build`. ValueError for an unknown name, depth or argument.
+    Further arguments are those of `build`. ValueError for an unknown name, depth or argument, and for
+    classes that are no number of 1 or more.
     """
     head, backbone = check_name(name)
+    if type(classes) is not int or classes < 1:
+        raise ValueError(f"classes={classes!r}: a detector takes a number of classes, 1 or more")
     refuse_adders(backbone, "detectors")
     net = build(backbone, depths, num_classes=max(2, classes), **arguments)
     return Detector(net, head, classes, width=width, convs=convs)

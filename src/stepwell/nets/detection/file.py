@@ -5,18 +5,13 @@ from pathlib import Path
 from torch import nn
 
 from stepwell.nets.detection.detector import Detector
-from stepwell.nets.files.container import structure_of
+from stepwell.nets.files.container import DETECTOR, structure_of
 from stepwell.nets.files.nested import Beside, check_finite, load_both, save
 from stepwell.types import not_finite
 
-KIND = "detector"
-
 
 def save_detector(detector: Detector, path: str | Path) -> Path:
-    """Write a detector to one safetensors file; errors as for `save`.
-
-    `stepwell.load` reads the nested backbone from it.
-    """
+    """Write a detector to one safetensors file; errors as for `save`."""
     about = {
         "head": detector.name, "width": detector.width, "convs": detector.convs,
         "classes": detector.classes,
@@ -26,7 +21,7 @@ def save_detector(detector: Detector, path: str | Path) -> Path:
         for part, module in _parts(detector).items()
         for name, value in module.state_dict().items()
     }
-    return save(detector.net, path, beside=Beside(KIND, about, tensors))
+    return save(detector.net, path, beside=Beside(DETECTOR, about, tensors))
 
 
 def load_detector(path: str | Path) -> Detector:
@@ -35,7 +30,7 @@ def load_detector(path: str | Path) -> Detector:
     Errors as for `stepwell.load`; ValueError for a file of another kind.
     """
     net, beside = load_both(path)
-    if beside is None or beside.kind != KIND:
+    if beside is None or beside.kind != DETECTOR:
         raise ValueError(f"{path} holds no detector: `stepwell train detect` trains one")
     with structure_of(Path(path)):
         _, about, tensors = beside

@@ -19,10 +19,12 @@ from stepwell.files import damaged, result_of
 
 #: The `kind` in the header of a knowledge graph's file.
 GRAPH = "stepwell knowledge graph"
+#: The kind of a detector.
+DETECTOR = "detector"
 #: Kinds of networks whose files hold a nested net.
 NESTED = (
     "classifier", "resolution", "features", "text", "text-numbers", "sequence", "skipping", "pixels",
-    "widths", "detector",
+    "widths", DETECTOR,
 )  # fmt: skip
 
 

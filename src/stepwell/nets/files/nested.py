@@ -22,7 +22,7 @@ from stepwell.nets.adders.layers import adder_layers
 from stepwell.nets.build import builder_of
 from stepwell.nets.card import Card
 from stepwell.nets.decisions.deciding import use_break_even
-from stepwell.nets.files.container import digest, network_file, structure_of
+from stepwell.nets.files.container import DETECTOR, digest, kind_of, network_file, structure_of
 from stepwell.nets.files.header import card_of, read_file, read_own
 from stepwell.nets.nested.exits import describe_head, make_head
 from stepwell.nets.nested.net import NestedNet
@@ -172,7 +172,7 @@ def rewriting(path: Path, measured: str) -> Iterator[tuple[Path, Card]]:
     file = network_file(path)
     check_writable(file)
     with writing(file):
-        present = load(file)
+        present, _ = load_both(file)
         if net_digest(present) != measured:
             raise ValueError(
                 f"{file} was replaced by another network while this one was measured: nothing was "
@@ -190,7 +190,7 @@ def load(
     """Read a nested net, in eval mode, from a run directory or a file that `save` wrote.
 
     A network that chooses resolutions or widths is read without its chooser; `stepwell.open_network`
-    reads both.
+    reads both. It also reads detectors.
 
     Args:
         module: a function that makes the full net again, for a caller's own module nested by
@@ -200,9 +200,14 @@ def load(
     Raises:
         FileNotFoundError: there is no such file or directory.
         ValueError: the run is not finished; the file is damaged, no safetensors file, or not
-            Stepwell's; `module` is missing, makes another network, or is given for a network that has
-            a name; `heads` misses an exit with a custom head, or names another.
+            Stepwell's, or holds a detector; `module` is missing, makes another network, or is given for
+            a network that has a name; `heads` misses an exit with a custom head, or names another.
     """
+    if kind_of(path) == DETECTOR:
+        raise ValueError(
+            f"{path} holds a detector: stepwell.open_network({str(path)!r}).net is it, and its predict "
+            "finds objects"
+        )
     return load_both(path, module, heads)[0]
 
 
