@@ -120,8 +120,8 @@ class ImageSet:
         for name, members in self._shuffled_classes():
             if 0 < len(members) < count:
                 raise ValueError(
-                    f"class {name!r} has {len(members)} images only: it cannot be in each of {count} "
-                    "parts"
+                    f"class {name!r} has {len(members)} {self.NOUN} only: it cannot be in each of "
+                    f"{count} parts"
                 )
             dealt.append(members)
         # A class continues where the last one stopped, which makes the parts equally large.
@@ -227,7 +227,7 @@ def load_unlabeled(
         named = load_images(str(folder), size).train
         return ImageSet(named.pixels, torch.full((len(named),), -1), classes)
     if not folder.is_dir():
-        raise ValueError(f"no folder of images {folder}, nor one of {', '.join(NAMED)}")
+        raise ValueError(f"no folder of {form.NOUN}s {folder}, nor one of {', '.join(NAMED)}")
     paths = form.files(folder)
     if not paths:
         raise ValueError(
