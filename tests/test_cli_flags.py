@@ -266,6 +266,8 @@ PARSED = {
              "--schedule 'fast': take one of all, progressive, stacked"),
     "format": (["export", "r", "--format", "int8"],
                "--format 'int8': take one of onnx, pt2, safetensors"),
+    "choice or none": (["train", "cnc", "--data", "d", "--out", "r", "--directed", "maybe"],
+                       "--directed 'maybe': take one of False, True"),
     "no flag": (["predict", "r", "--size", "3"], "no flag --size"),
     "near": (["train", "ekd", "--data", "digits", "--out", "r", "--mixx", "cutmix"],
              "no flag --mixx; did you mean --mix?"),

@@ -108,6 +108,6 @@ def test_rows_are_grouped_by_the_classes_that_they_never_get_right():
     found = never_right({"8": bad, "14": bad, "20": good})
     assert found == {("8", "14"): ["a"]}
     (rows,) = found
-    assert never_in_words(rows, found[rows]) == "depths 8, 14 get no test example of a right"
+    assert never_in_words(rows, found[rows]) == "depths 8, 14 get no test example of class a right"
     many = never_in_words(["20"], list("abcdef"), most=4)
-    assert many == "depth 20 gets no test example of a, b, c, d and 2 more classes right"
+    assert many == "depth 20 gets no test example of classes a, b, c, d and 2 more right"

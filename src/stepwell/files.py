@@ -30,6 +30,15 @@ def export_folder(run: Path) -> Path:
     return (run if run.is_dir() else run.parent) / "export"
 
 
+def check_folder(flag: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written; ValueError names its flag."""
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise ValueError(f"{flag} {folder}: {above} is a file: name another directory")
+    if not os.access(above, os.W_OK):
+        raise ValueError(f"{flag} {folder}: {above} cannot be written: name another directory")
+
+
 def damaged(path: Path, why: object, remedy: str) -> ValueError:
     """Give the error about a damaged file."""
     return ValueError(f"{path} is damaged ({why}): {remedy}")

@@ -109,9 +109,10 @@ def never_right(
 def never_in_words(
     rows: Sequence[str], names: Sequence[str], row: str = "depth", *, most: int = 4
 ) -> str:
-    """Say it in a sentence without its full stop: "depths 8, 20 get no test example of cat right"."""
+    """Say it in a sentence without its full stop: "depth 8 gets no test example of class cat right"."""
     plural = "s" if len(rows) > 1 else ""
-    rest = f" and {len(names) - most} more classes" if len(names) > most + 1 else ""
+    rest = f" and {len(names) - most} more" if len(names) > most + 1 else ""
     listed = ", ".join(names[:most] if rest else names)
     verb = "get" if plural else "gets"
-    return f"{row}{plural} {', '.join(rows)} {verb} no test example of {listed}{rest} right"
+    classes = "classes" if len(names) > 1 else "class"
+    return f"{row}{plural} {', '.join(rows)} {verb} no test example of {classes} {listed}{rest} right"

@@ -136,7 +136,7 @@ def test_statistics_are_those_of_a_triangle_with_a_tail():
 
 
 @pytest.mark.filterwarnings(
-    "ignore:the axes of",
+    "ignore:.*the axes of",
     "ignore:.*images are set aside",
     "ignore:.*parts, which",
     "ignore:.*torch.jit",
@@ -153,5 +153,9 @@ def test_verify_cnc_quick_runs(tmp_path, monkeypatch):
     assert page.exists()
     with pytest.raises(ValueError, match="verify cnc needs real networks"):
         verify_system("cnc", {}, quick=False, seeds=1, workers=1, folder=tmp_path, arms=arms)
+    with pytest.raises(ValueError, match="--data digits holds images, and verify cnc takes complex"):
+        verify_system(
+            "cnc", {"data": "digits"}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms
+        )
     results = published_split(out=tmp_path / "sums", nodes=30, train=4, test=3, epochs=1)
     assert set(results["test"]) >= {"ba-null/accuracy"}

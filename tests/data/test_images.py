@@ -199,7 +199,9 @@ def test_one_message_names_what_is_bad_in_all_parts(image_folder, tmp_path, monk
     for part in ("train", "val", "test"):
         (root / part / "zebra").mkdir()
     empty = ", ".join(str(root / part / "zebra") for part in ("train", "test", "val"))
-    with pytest.raises(ValueError, match=f"3 class folders hold no image, {empty}: fill or remove"):
+    with pytest.raises(
+        ValueError, match=rf"3 class folders hold no image \(\.bmp.*\), {empty}: fill or remove"
+    ):
         load_images(str(root))
 
 

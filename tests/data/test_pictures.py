@@ -140,6 +140,31 @@ def test_word2vec_brings_nodes_of_one_part_together():
         assert near[:5, :5].mean() > near[:5, 5:].mean() + 0.2
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: barabasi_albert(3, 4), "each new one of 3 nodes cannot join 4: name 1 to 2"),
+        (lambda: barabasi_albert(4, 4), "cannot join 4"),
+        (lambda: barabasi_albert(10, 0), "cannot join 0"),
+        (
+            lambda: watts_strogatz(8, 8, 0.5),
+            "a degree of 8 is not possible: name an even one from 2 to 6",
+        ),
+        (lambda: watts_strogatz(3, 8, 0.0), "a degree of 8 is not possible"),
+        (lambda: watts_strogatz(100, 7, 0.1), "a degree of 7 is not possible"),
+        (lambda: watts_strogatz(100, 8, 2), "a chance of 2: name a number from 0 to 1"),
+        (lambda: without_edges(barabasi_albert(9, 2), -1), "a share of -1"),
+        (
+            lambda: [watts_strogatz(5, 2, 1)(np.random.default_rng(i)) for i in range(99)],
+            "no place left",
+        ),
+    ],
+)
+def test_generators_refuse_what_they_cannot_draw(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_generators_keep_their_promises():
     ba = barabasi_albert(90, 4)
     one, null = (of(np.random.default_rng(5)) for of in (ba, rewired(ba)))
@@ -189,11 +214,68 @@ def test_weights_of_graphml_are_those_of_edges():
     assert weights(where="node", usual="") == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("key", "weight"),
+    [
+        ('<key id="weight" for="edge" attr.name="strength"/>', 1),
+        ('<key id="weight" for="edge"/>', 3),
+        ('<key id="weight" for="edge" attr.name="weight"/>', 3),
+        ("", 3),
+    ],
+)
+def test_the_declared_name_says_which_attribute_is_the_weight(key, weight):
+    graph = '<graph><edge source="a" target="b"><data key="weight">3</data></edge></graph>'
+    content = f"<graphml>{key}{graph}</graphml>".encode()
+    assert parse_network(content, ".graphml", HOW).weights.max() == weight
+
+
 def test_a_header_is_no_edge_and_nodes_may_be_called_like_one():
     assert parse_network(b"u,v\n0,1\n", ".csv", HOW).names == ("0", "1")
     assert set(parse_network(b"u v\nv u2\nu v\n", ".edges", HOW).names) == {"u", "v", "u2"}
     for lines in (b"u v\nv w\nw x\n", b"v w\nw x\nu v\n"):
         assert set(parse_network(lines, ".edges", HOW).names) == {*"uvwx"}
+
+
+@pytest.mark.parametrize(
+    ("content", "guessed", "nodes"),
+    [
+        (b"node_1,node_2\n1,2\n2,3\n", False, 3),
+        (b"ID_REF,ID_INTERACTOR\n1,2\n2,3\n", True, 3),
+        (b"id,id2,w\n1,2,0.5\n", True, 2),
+        (b"person,friend,closeness\nanna,ben,3\nben,eve,1\n", True, 3),
+        (b"anna,ben\nben,eve\n", False, 3),
+        (b"anna,1\n1,2\n", False, 3),  # a number stands in the first line
+        (b"anna,ben\n1,2\n2,ben\n", False, 4),  # a node of another line does
+        (b"anna,ben\n1,eve\n", False, 4),
+    ],
+)
+def test_words_above_numbers_are_a_header(content, guessed, nodes):
+    network = parse_network(content, ".csv", HOW)
+    assert (network.guessed, len(network.names)) == (guessed, nodes)
+
+
+@pytest.mark.parametrize(
+    ("write", "suffix"),
+    [({}, ".edgelist"), ({"delimiter": "\t"}, ".tsv"), ({"delimiter": ","}, ".csv")],
+)
+def test_networkx_reads_its_own_edge_lists_here(tmp_path, write, suffix):
+    networkx = pytest.importorskip("networkx")
+    graph = networkx.path_graph(4)
+    graph.add_edge(2, 3, weight=2.5, colour="red")
+    file = tmp_path / f"path{suffix}"
+    networkx.write_edgelist(graph, file, **write)
+    network = read_network(file, HOW)
+    assert (network.edges, sorted(network.weights)) == (3, [1, 1, 1, 1, 2.5, 2.5])
+
+
+def test_nodes_that_only_names_tell_apart_are_counted():
+    def tied(lines):
+        return parse_network(lines, ".edges", HOW).tied
+
+    assert tied(b"h a\nh b\nh c\n") == 0  # leaves of one hub
+    assert tied(b"a b\nb c\nc a\n") == 0
+    assert tied(b"a b\nb c\nc d\n") == 4
+    assert tied(b"# directed\na b\nb c\nc d\n") == 0
 
 
 @pytest.mark.parametrize(
@@ -208,7 +290,9 @@ def test_a_header_is_no_edge_and_nodes_may_be_called_like_one():
 )
 def test_edge_lists_of_other_programs(content, suffix, names):
     if names is None:
-        with pytest.raises(ValueError, match="line 2 has 3: 2 columns are needed"):
+        with pytest.raises(
+            ValueError, match="line 2 has 3 columns, and the lines above have 2: commas"
+        ):
             parse_network(content, suffix, HOW)
         content, names = content.replace(b',"3"', b""), {"Smith, J", "Doe, A", "Eve"}
     network = parse_network(content, suffix, HOW)
@@ -290,8 +374,14 @@ BAD = {
     "words.tsv": (b"a\tb\theavy\n", "line 1: the weight 'heavy' is no number"),
     "minus.csv": (b"a,b,1\nb,c,-2\n", "line 2: the weight -2 is negative"),
     "nan.csv": (b"a,b,nan\n", "negative or not finite"),
-    "short.edges": (b"a b\n\nc\n", "line 3 has 1: 2 columns are needed"),
-    "wide.edges": (b"a b 1 2\n", "line 1 has 4: 2 or 3 columns"),
+    "short.edges": (b"a b\n\nc\n", "line 3 has 1 column, and the lines above have 2"),
+    "wide.edges": (
+        b"a b 1 2\n",
+        "line 1 has 4 columns: write source, target and maybe a weight, with blanks",
+    ),
+    "blank.csv": (b"a,\n", "line 1 lacks a source or a target"),
+    "zero.edges": (b"a b 0\nb b 1\n", "beside 1 edge of weight 0, 1 edge from a node to itself"),
+    "grouped.edges": (b"a b 1_000\n", "the weight '1_000' is no number"),
     "bytes.edges": (b"\xff\xfe\x00", "no UTF-8 text"),
     "bomb.graphml": (BOMB, "a document type or an entity"),
     "deep.graphml": (b"<graphml>" + b"<a>" * 99, "nested more than 64 deep"),
@@ -339,7 +429,7 @@ def test_loops_copies_and_size_obey_the_flags():
         with pytest.raises(ValueError, match=f"--{flag.replace('_', '-')}"):
             parse_network(twice, "", HOW | {flag: "refuse"})
     for content in (twice, GRAPHML.format(kind="directed").encode()):
-        with pytest.raises(ValueError, match="raise --max-edges"):
+        with pytest.raises(ValueError, match="train with a higher --max-edges"):
             parse_network(content, "", HOW | {"max_edges": 1})
     with pytest.raises(ValueError, match="name one for a grey picture, or three"):
         Pictures(channels=("counts", "span")).check()
@@ -445,7 +535,7 @@ def test_bad_folders_are_told_in_one_line(tmp_path):
     bad = root / "train" / "ba" / "00000.edges"
     good = bad.read_bytes()
     bad.write_bytes(b"a\n")
-    with pytest.raises(ValueError, match=r"00000.edges \(line 1 has 1"):
+    with pytest.raises(ValueError, match=r"00000.edges \(line 1 has 1 column"):
         load_images(str(root))
     bad.write_bytes(good)
     (root / "train" / "ba" / "more.csv").write_bytes(b"a,b\n")
@@ -461,20 +551,68 @@ def test_bad_folders_are_told_in_one_line(tmp_path):
     for name in ("a/1", "a/2", "b/1", "b/2"):
         (ring / name).parent.mkdir(parents=True, exist_ok=True)
         (ring / f"{name}.edges").write_bytes(RING)
-    with pytest.raises(ValueError, match="pictures of all networks are alike"):
+    with pytest.raises(ValueError, match="pictures of all 4 networks of .*rings are alike"):
+        load_images(str(ring))
+    (ring / "b" / "2.edges").rename(ring / "a" / "3.edges")
+    (ring / "b" / "1.edges").write_bytes(RING + b"4 5\n")
+    with pytest.raises(ValueError, match="rings has no test part: class 'b' has one network only"):
         load_images(str(ring))
 
 
-def test_notes_tell_of_parts_axes_and_sizes(tmp_path):
-    for name, count in (("small", 5), ("large", 9)):
+def test_class_folders_without_a_network_are_told_so(tmp_path):
+    for name in ("a", "b"):
         (tmp_path / "d" / name).mkdir(parents=True)
+        (tmp_path / "d" / name / "1.txt").write_bytes(RING)
+    for drawn, words in ((True, r"no network \(\.csv, "), (False, r"no image \(\.bmp, ")):
+        with pytest.raises(ValueError, match=f"2 class folders hold {words}"):
+            load_images(str(tmp_path / "d"), drawn=drawn)
+    with pytest.raises(ValueError, match="needs at least two class folders with networks in them"):
+        load_images(str(tmp_path / "d" / "a"), drawn=True)
+    with pytest.raises(
+        ValueError, match="1.txt is a file: networks stand in a folder of class folders$"
+    ):
+        load_images(str(tmp_path / "d" / "a" / "1.txt"), drawn=True)
+
+
+def test_notes_tell_of_parts_axes_sizes_and_what_is_not_read(tmp_path):
+    for name, count in (("small", 5), ("large", 9)):
+        (tmp_path / "d" / "train" / name).mkdir(parents=True)
         for i in range(4):
             lines = "".join(f"{a} {a + 1}\n" for a in range(count + i % 2)) + "x y\n"
-            (tmp_path / "d" / name / f"{i}.edges").write_text(lines)
+            (tmp_path / "d" / "train" / name / f"{i}.edges").write_text(lines)
+            test = tmp_path / "d" / "test" / name
+            test.mkdir(parents=True, exist_ok=True)
+            (test / f"{i}.edges").write_text("a b\nb c\nb d\nx y\n" if i else lines + "x z\nz w\n")
+    train = tmp_path / "d" / "train"
+    (train / "small" / "0.edges").write_text("# directed\n1 2\n2 3\n3 4\n4 5\n")
+    (train / "small" / "more.txt").write_text("a b\n")
+    (train / "small" / "header.edges").write_text("person friend\n1 2\n1 3\n")
+    (tmp_path / "d" / "groups.tsv").write_text(
+        "".join(f"{file.relative_to(tmp_path / 'd')}\tg{i}\n" for i, file in enumerate(
+            [*sorted((tmp_path / "d").rglob("*.edges")), tmp_path / "d" / "gone.edges"]
+        ))
+    )  # fmt: skip
     notes = " ".join(load_images(str(tmp_path / "d")).notes)
-    assert "8 of 8 networks have several parts" in notes
-    assert "the number of nodes alone tells 'large' and 'small' apart" in notes
-    assert "axes of" in notes
+    for words in (
+        f"{train}: 7 of 9 networks have several parts",
+        "the axes of",
+        f"{tmp_path / 'd' / 'test'}: 8 of 8 networks have several parts",
+        "the number of nodes alone tells 'large' and 'small' apart",
+        f"{train}: 1 of 9 networks are directed, so their direction alone may tell classes apart",
+        f"the first line of 1 of 9 files is taken for a header, such as that of {train / 'small'}",
+        f"files in class folders that are not read: 1, such as {train / 'small' / 'more.txt'}",
+        f"groups.tsv names files that do not exist: 1, {tmp_path / 'd' / 'gone.edges'}",
+    ):
+        assert words in notes, words
+
+
+def test_a_picture_from_walks_is_noted_where_only_names_tell_nodes_apart(tmp_path):
+    ring = "".join(f"{i} {(i + 1) % 210}\n" for i in range(210))
+    (tmp_path / "ring.edges").write_text(ring)
+    note = format_of(HOW).noted(tmp_path / "ring.edges", 16)[1]
+    assert "depends on the names of its nodes" in note
+    (tmp_path / "hubs.edges").write_bytes(text_of(barabasi_albert(210, 3)(np.random.default_rng(0))))
+    assert "names" not in format_of(HOW).noted(tmp_path / "hubs.edges", 16)[1]
 
 
 def test_groups_stay_whole(tmp_path):
@@ -528,10 +666,10 @@ def test_a_card_records_the_format_and_refuses_nonsense():
     ):
         with pytest.raises(ValueError, match="pictures|format|channels"):
             format_of(record)
-    pixels = format_of(HOW).squared(RING, 16)
+    pixels = format_of(HOW).decoded(RING, 16)
     assert pixels.shape == (16, 16, 3)
-    with pytest.raises(ValueError, match="is no network"):
-        format_of(HOW).squared(np.zeros((8, 8, 3)), 16)
+    with pytest.raises(ValueError, match="an int is no network"):
+        format_of(HOW).squared(3, 16)
     assert pixels.max() > 0
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,13 @@ import pytest
 import torch
 
 import stepwell
+from stepwell.data.pictures.flags import Pictures
 from stepwell.data.pictures.generate import barabasi_albert, watts_strogatz, write_networks
+from stepwell.data.pictures.network import parse_network
+from stepwell.measure.networks import alike
 from stepwell.recipes import train
+from stepwell.report.networks import _bright, networks_section
+from stepwell.report.run_record import read_run
 
 QUICK = {"epochs": 1, "size": 16, "batch_size": 8, "device": "cpu"}
 
@@ -53,7 +59,8 @@ def test_the_page_shows_which_nodes_decide(run):
     assert deletion["n"] == 6
     assert set(deletion) == {"n", "salient", "equal degree", "larger"}
     page = write_report([run], run / "report.html").read_text()
-    for words in ("Without a picture", "the most salient nodes", "mean picture of each class"):
+    means = "mean picture of each class: red shows counts, green shows degree, blue shows span"
+    for words in ("Without a picture", "the most salient nodes", means, "So the salient nodes matter"):
         assert words in page
 
 
@@ -93,6 +100,9 @@ def test_one_folder_is_for_every_recipe_of_images(run, networks, tmp_path):
         )  # fmt: skip
     with pytest.raises(ValueError, match="--walks 5, not 3|--walks 3, not 5"):
         train("supervised", data=str(networks), out=tmp_path / "own", net="cnc", walks=5, **QUICK)
+    again = {"data": str(networks), "out": tmp_path / "own", "net": "cnc", "walks": 3} | QUICK
+    with pytest.raises(ValueError, match="--channels counts degree span, not counts: resume"):
+        train("supervised", channels=("counts",), **again)
 
 
 def test_flags_of_networks_are_for_networks(tmp_path):
@@ -100,6 +110,26 @@ def test_flags_of_networks_are_for_networks(tmp_path):
         train("supervised", data="digits", out=tmp_path / "x", walks=3, **QUICK)
     with pytest.raises(ValueError, match="train cnc takes complex networks"):
         train("cnc", data="digits", out=tmp_path / "x", **QUICK)
+    (tmp_path / "x.tsv").write_text("a\tb\n")
+    with pytest.raises(
+        ValueError, match="x.tsv is a file: networks stand in a folder of class folders$"
+    ):
+        train("cnc", data=str(tmp_path / "x.tsv"), out=tmp_path / "x", **QUICK)
+    with pytest.raises(ValueError, match="--out .*x.tsv is a file: name another directory"):
+        train("cnc", data="digits", out=tmp_path / "x.tsv" / "run", **QUICK)
+
+
+@pytest.mark.filterwarnings("ignore:.*are set aside for it")
+def test_a_class_with_one_training_network_says_what_to_do(networks, tmp_path):
+    for name, count in (("ba", 4), ("ws", 2)):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for file in sorted((networks / "train" / name).iterdir())[:count]:
+            (tmp_path / "d" / name / file.name).write_bytes(file.read_bytes())
+    words = (
+        "d has no validation part: in its training part, class 'ws' has one network only, so none can"
+    )
+    with pytest.raises(ValueError, match=f"{words}.* set --val-fraction 0"):
+        train("cnc", data=str(tmp_path / "d"), out=tmp_path / "x", **QUICK)
 
 
 def test_an_export_draws_without_stepwell(run, networks, tmp_path):
@@ -136,3 +166,57 @@ def test_a_server_reads_the_content_of_a_network(run, networks):
     assert answer.probability == pytest.approx(net.predict(file).probability)
     with pytest.raises(ValueError, match="no edge between two nodes"):
         served.read(b"")
+    columns = b"a\tb\nb c\nc d\n"  # tabs or blanks between columns, as the suffix says
+    assert (served.read(columns, "mix.edges") == served.read(columns.replace(b"\t", b" "))).all()
+    with pytest.raises(ValueError, match="line 2 has 1 column"):
+        served.read(columns, "mix.tsv")
+
+
+def test_commands_speak_of_networks_and_predict_says_what_is_doubtful(run, networks, tmp_path, capsys):
+    from stepwell.commands.eval import eval_
+    from stepwell.commands.predict import predict
+
+    for name in ("one.edges", "two.edges"):
+        (tmp_path / name).write_text("a b\nb c\nb d\nx y\n")
+    predict(run, (str(tmp_path),), json=True)
+    said = capsys.readouterr()
+    assert f"note: {tmp_path / 'one.edges'} and 1 more: it has several parts" in said.err
+    assert all("several parts" in row["note"] for row in json.loads(said.out))
+    eval_(run)
+    assert "on 6 networks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"examples": [{"file": 1}], "means": {}},
+        {"examples": 5},
+        {"examples": [1]},
+        {"means": {"a": "b"}},
+    ],
+)
+def test_a_page_of_wrong_content_is_refused_in_one_line(run, tmp_path, content):
+    record = replace(read_run(run, "cnc"), path=tmp_path)
+    (tmp_path / "explained.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match="explained.json is damaged .wrong content.*train the run again"
+    ):
+        networks_section(record)
+
+
+def test_other_nodes_are_alike_by_all_their_edges():
+    lines = "".join(f"hub {i}\n{i} sink\n" for i in range(6)) + "hub x\nx sink\nsink y\n"
+    network = parse_network(f"# directed\n{lines}".encode(), ".edges", Pictures().record)
+    hub, sink = network.names.index("hub"), network.names.index("sink")
+    # the hub has 7 edges that leave it; the sink 7 that arrive and one that leaves
+    assert alike(network, np.array([hub]), np.random.default_rng(0)) == [sink]
+    assert network.total_degrees[sink] == 8
+
+
+def test_brightness_shows_most_cells_beside_a_bright_one():
+    values = np.zeros((9, 9, 3))
+    values[..., 0] = 2.0
+    values[0, 0, 0] = 200.0
+    shown = _bright(values)
+    assert shown[4, 4, 0] == 255
+    assert not shown[..., 1:].any()

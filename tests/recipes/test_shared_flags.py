@@ -160,7 +160,7 @@ def test_a_run_says_which_classes_are_missed_and_what_may_help(photos, tmp_path,
     with pytest.warns(UserWarning, match="no test part"):
         train("supervised", out=tmp_path / "a", net="resnet18", val_fraction=0.0, **options)
     err = " ".join(capsys.readouterr().err.split())
-    assert "the network gives the class" in err
+    assert "the classifier gives the class" in err
     assert "--balance draws every class equally often" in err
     assert "there are published weights, and --init pretrained is likely better" in err
 

@@ -539,7 +539,7 @@ def test_what_eval_measured_later_is_shown(tmp_path):
     page = page_of(run)
     first = page.split('<p class="lead">')[1].split("</p>")[0]
     assert "65.0% of 20 test examples right at the full depth 32, 45.0% in the mean over" in first
-    assert "Depths 20, 23, 32 get no test example of 1 right." in first
+    assert "Depths 20, 23, 32 get no test example of class 1 right." in first
     table = page.split("Every depth, tested and measured")[1].split("</table>")[0]
     assert [name in table for name in ("20", "23", "26", "32 (full)")] == [True, True, False, True]
     assert "Measured 2026-02-03 04:05:06 on a phone." in page

@@ -120,7 +120,7 @@ def test_a_bad_request_is_one_line_of_json(server, toy):
 def test_an_input_that_is_read_quickly_is_not_handed_to_another_thread():
     readers = {}
 
-    def read(content):
+    def read(content, name):
         readers[content] = threading.current_thread().name
         return Toy().served().read(content)
 
@@ -294,7 +294,7 @@ def test_a_client_goes_on_after_its_time_is_up_and_says_what_a_server_says(toy):
 
 
 def test_texts_are_json(toy):
-    def read(text):
+    def read(text, name):
         return float(len(text)) if isinstance(text, str) else -1.0
 
     served = toy.served()

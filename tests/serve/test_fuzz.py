@@ -34,7 +34,7 @@ def try_out(operation, mode, url: str, statuses: set[int]) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("takes", ["files", "texts"])
 def test_no_request_of_the_openapi_document_is_a_server_error(takes):
-    served = replace(Toy().served(), takes=takes, read=lambda given: float(len(given)))
+    served = replace(Toy().served(), takes=takes, read=lambda given, name: float(len(given)))
     statuses: set[int] = set()
     with running(Engine(served, 5000, table=table()), Limits(body=5000, seconds=1)) as url:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")

@@ -12,7 +12,7 @@ from stepwell.serve.served import Served
 ROWS = {"small": 0.002, "large": 0.010}
 
 
-def read(content: bytes) -> float:
+def read(content: bytes, name: str = "") -> float:
     try:
         return float(content)
     except ValueError:

@@ -30,7 +30,7 @@ Module = Annotated[
 ]
 #: Words for values in the help: of a command's flag by its name, else by its type.
 WORDS_BY_NAME = {
-    "run": "RUN", "runs": "RUN ...", "network": "NETWORK|RUN", "files": "IMAGE|FOLDER|TEXT ...",
+    "run": "RUN", "runs": "RUN ...", "network": "NETWORK|RUN", "files": "FILE|FOLDER|TEXT ...",
     "data": "DATA", "out": "FILE", "csv": "FILE", "coco": "FILE", "draw": "FOLDER", "system": "SYSTEM",
     "depth": "DEPTH", "depths": "DEPTH ...", "beyond": "DEPTH", "size": "PIXELS", "arms": "ARM ...",
     "budget_ms": "MS", "budget_macs": "MACS", "min_accuracy": "SHARE", "target_accuracy": "SHARE",
@@ -97,8 +97,9 @@ def in_one_line(box: str) -> str:
             else:
                 said.insert(0, f"too many words: {' '.join(words)}")
         elif found := re.match(r"invalid choice (.*) for argument '(.*)'\. .* one of \((.*)\)", text):
-            choices = found[3].replace("'", "").rstrip(",")
-            said.append(f"{found[2]} {found[1]}: take one of {choices}")
+            # of some types tyro lists a set, and None stands for a flag that is left out
+            choices = sorted({*re.findall("'(.*?)'", found[3])} - {"None"})
+            said.append(f"{found[2]} {found[1]}: take one of {', '.join(choices)}")
         elif found := re.match(r"Missing value for argument '(.*?)'", text):
             said.append(f"{found[1]}: the value is missing")
         elif found := re.match(r"Error parsing (\S+?): (?:.*Got errors: .*?: )?(.*)", text):

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from stepwell.commands.arguments import Json, Module, imported
 from stepwell.console import print_json, say
-from stepwell.kinds import kind_module, noun_of, open_network
+from stepwell.kinds import kind_module, open_network
 
 
 def eval_(
@@ -101,7 +101,7 @@ def eval_(
         print_json(results)
     else:
         where = f" of {results['data']['name']}" if data is not None and "data" in results else ""
-        title = f"{run} on {results['examples']} {noun_of(results['kind'])}s{where}"
+        title = f"{run} on {results['examples']} {network.noun}s{where}"
         kind_module(results["kind"]).show_results(results, title)
     if network.config and "data" in results:
         _keep(run if run.is_dir() else run.parent, results)

@@ -67,7 +67,8 @@ def export(
     if json:
         print_json(result | {"folder": str(folder)})
     else:
-        kind_module(network.kind).show_export(f"exported {run} to {folder}", result)
+        shown = result | {"noun": network.noun}
+        kind_module(network.kind).show_export(f"exported {run} to {folder}", shown)
 
 
 def _export_delta(

@@ -1,5 +1,7 @@
 """`stepwell predict`."""
 
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 NAMED = 10
 #: Boxes to show, at most.
 SHOWN = 50
+_note = attrgetter("note")
 #: Flags for the kind of network.
 FLAGS = (
     "depth", "budget_ms", "budget_macs", "min_accuracy", "cascade", "top", "min_score", "coco", "draw"
@@ -54,8 +57,9 @@ def predict(
 
     Args:
         run: a run directory, or the file of its network.
-        files: images, or folders of images; for a network of texts: texts, tab-separated files, or -
-            for the lines of standard input.
+        files: images, or clips or complex networks if the run was trained on them, or folders of
+            them; for a network of texts: texts, tab-separated files, or - for the lines of standard
+            input.
         depth: the depth that predicts; the full net by default. A network that chooses resolutions
             or widths chooses by default; --depth then also takes one of its choices (24, 0.5).
         budget_ms: use the deepest depth that needs at most this many milliseconds an input here, unless
@@ -101,6 +105,10 @@ def predict(
         print_json([_as_json(p, top) for p in predictions])
     elif csv is None and readable:
         show(_table(predicted, readable))
+    for note, of_note in groupby(sorted(predictions, key=_note), _note):
+        first, *others = [p.file for p in of_note]
+        if note:
+            say(f"note: {first}{f' and {len(others)} more' if others else ''}: {note}")
     if unreadable := [p for p in predictions if p.error]:
         for p in unreadable[:NAMED]:
             fail(p.error)
@@ -164,4 +172,4 @@ def _as_json(prediction: "Prediction", top: int | None) -> dict[str, Any]:
         found["box"] = [round(value, 2) for value in p.box]
     if top is not None:
         found["top"] = [{"class": name, "probability": share} for name, share in p.top]
-    return found
+    return found | ({"note": p.note} if p.note else {})

@@ -105,7 +105,7 @@ class Clips(Format):
         """The picture (size, size, 3) of one clip; ValueError names an unreadable one."""
         return sheet(source, self.frames, size)
 
-    def decoded(self, content: bytes, size: int) -> NDArray[np.uint8]:
+    def decoded(self, content: bytes, size: int, name: str = "") -> NDArray[np.uint8]:
         """The picture of the content of a file; ValueError if it is no clip."""
         return decoded(content, lambda image: sheet(image, self.frames, size))
 

@@ -138,14 +138,18 @@ def read_image(source: Source, size: int) -> UInt8[Tensor, "3 {size} {size}"]:
     return torch.from_numpy(squared(source, size)).permute(2, 0, 1).contiguous()
 
 
-def image_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
-    """Every image below `folder`, sorted by path, without hidden files and folders."""
-    images = []
+def files_below(folder: Path) -> list[Path]:
+    """Every file below `folder`, sorted by path, without hidden files and folders."""
+    found = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names = (n for n in files if not n.startswith(".") and Path(n).suffix.lower() in suffixes)
-        images += [Path(place, name) for name in names]
-    return sorted(images)
+        found += [Path(place, name) for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def image_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+    """Every image below `folder`, sorted by path, without hidden files and folders."""
+    return [path for path in files_below(folder) if path.suffix.lower() in suffixes]
 
 
 def decoded(content: bytes, form: Callable[[Image.Image], T]) -> T:

@@ -21,6 +21,7 @@ from stepwell.data.decoding import (
     Files,
     check_files,
     decoded,
+    files_below,
     image_files,
     is_small,
     own_size,
@@ -67,6 +68,10 @@ class Format:
         """Every file of the format below `folder`, sorted by path, without hidden files and folders."""
         return image_files(folder, self.suffixes)
 
+    def others(self, folder: Path) -> list[Path]:
+        """Every other file below `folder`, sorted as in `files`."""
+        return [path for path in files_below(folder) if path.suffix.lower() not in self.suffixes]
+
     def check(self, paths: Sequence[Path]) -> None:
         """Open files before a training; ValueError names the bad ones."""
         check_files(paths)
@@ -85,16 +90,23 @@ class Format:
         """RGB bytes (size, size, 3) of one file; ValueError names an unreadable one."""
         return squared(source, size)
 
-    def decoded(self, content: bytes, size: int) -> NDArray[np.uint8]:
-        """RGB bytes (size, size, 3) of the content of a file; ValueError if it is no image."""
+    def noted(self, source: Source, size: int) -> tuple[NDArray[np.uint8], str]:
+        """As `squared`, with a note about what makes the file doubtful; empty without a doubt."""
+        return self.squared(source, size), ""
+
+    def decoded(self, content: bytes, size: int, name: str = "") -> NDArray[np.uint8]:
+        """RGB bytes (size, size, 3) of the content of a file called `name`.
+
+        ValueError if it is no image.
+        """
         return decoded(content, lambda image: squared(image, size))
 
     def quick(self, content: bytes, size: int) -> bool:
         """Say whether `decoded` takes about a millisecond at most."""
         return is_small(content, size)
 
-    def notes(self, images: Any) -> tuple[str, ...]:
-        """Lines about a data set that a person should read before the training."""
+    def notes(self, images: Any, folder: Path, *, training: bool = True) -> tuple[str, ...]:
+        """Lines about a part of a data set that a person should read before the training."""
         return ()
 
     def programs(self) -> dict[str, bytes]:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwell.measures import some
+
 #: The file in a data folder: path from the folder, tab, name of the group.
 FILE = "groups.tsv"
 
@@ -38,6 +40,14 @@ def read_groups(root: Path) -> dict[Path, str]:
     return groups
 
 
+def unused_lines(root: Path, groups: Mapping[Path, str]) -> list[str]:
+    """A note about the lines of groups.tsv that name no file."""
+    missing = [path for path in groups if not path.is_file()]
+    if not missing:
+        return []
+    return [f"{root / FILE} names files that do not exist: {len(missing)}, {some(missing, 3)}"]
+
+
 def groups_of(paths: Sequence[Path], groups: Mapping[Path, str]) -> NDArray[Any]:
     """The group of each file; ValueError names a file without one."""
     if missing := [path for path in paths if path not in groups]:
@@ -59,7 +69,7 @@ def set_aside(
     np.add.at(table, (group[labels >= 0], labels[labels >= 0]), 1)
     for index, count in enumerate((table > 0).sum(0).tolist()):
         if count == 1:
-            raise ValueError(f"class {classes[index]!r} has one group only: it cannot be split in two")
+            raise ValueError(f"class {classes[index]!r} has one group only, so none can be set aside")
     sizes = table.sum(0)
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(names))
     order = order[np.argsort(-table[order].sum(1), kind="stable")]  # small groups fill up

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from stepwell.data.decoding import DIFFERENT, Files
 from stepwell.data.formats import PHOTOGRAPHS, Format, at, format_of
-from stepwell.data.groups import groups_of, read_groups, set_aside, shared_with_train
+from stepwell.data.groups import groups_of, read_groups, set_aside, shared_with_train, unused_lines
 from stepwell.files import cache_folder
 from stepwell.measures import some
 
@@ -102,7 +102,7 @@ class ImageSet:
         for name, members in self._shuffled_classes():
             if len(members) == 1:
                 raise ValueError(
-                    f"class {name!r} has one {self.form.NOUN} only: it cannot be split in two"
+                    f"class {name!r} has one {self.form.NOUN} only, so none can be set aside"
                 )
             count = min(max(1, round(fraction * len(members))), len(members) - 1)
             aside[members[: max(0, count)]] = True
@@ -120,8 +120,8 @@ class ImageSet:
         for name, members in self._shuffled_classes():
             if 0 < len(members) < count:
                 raise ValueError(
-                    f"class {name!r} has {len(members)} images only: it cannot be in each of {count} "
-                    "parts"
+                    f"class {name!r} has {len(members)} {self.NOUN} only: it cannot be in each of "
+                    f"{count} parts"
                 )
             dealt.append(members)
         # A class continues where the last one stopped, which makes the parts equally large.
@@ -178,8 +178,9 @@ class Splits(NamedTuple):
 
 
 def load_images(
-    data: str, size: int | None = None, usual: int = DIFFERENT, drawing: Mapping[str, Any] | None = None
-) -> Splits:
+    data: str, size: int | None = None, usual: int = DIFFERENT,
+    drawing: Mapping[str, Any] | None = None, *, drawn: bool = False,
+) -> Splits:  # fmt: skip
     """A data set by name (`digits`, `cifar10`, `cifar100`) or by folder.
 
     A folder holds `train/CLASS/*.jpg` and `test/CLASS/*.jpg`, or only `CLASS/*.jpg`; then a fifth of
@@ -193,21 +194,22 @@ def load_images(
         usual: size that the network is made for. If below 64, larger images are brought to it, too.
         drawing: how files of complex networks are drawn, as a card records it; see
             `data.pictures.flags`.
+        drawn: the caller takes only what is drawn so, and no photographs; messages then name it.
 
     Raises:
         ValueError: no such data; one class only; an image cannot be read; parts differ in classes.
     """
     if Path(data).is_dir():
-        return _folder(Path(data), size, usual, drawing or DRAWING)
+        return _folder(Path(data), size, usual, drawing or DRAWING, drawn)
     if data == "digits":
         return _digits(size)
     if data in NAMED:
         return _cifar(data, size)
     names = ", ".join(NAMED)
     if Path(data).is_file():
-        raise ValueError(
-            f"{data} is a file: images stand in a folder of class folders, and texts in a .tsv file"
-        )
+        noun = format_of(drawing or DRAWING).NOUN if drawn else PHOTOGRAPHS.NOUN
+        texts = "" if drawn else ", and texts in a .tsv file"
+        raise ValueError(f"{data} is a file: {noun}s stand in a folder of class folders{texts}")
     raise ValueError(f"no data {data!r}: give a folder of class folders, or one of {names}")
 
 
@@ -225,7 +227,7 @@ def load_unlabeled(
         named = load_images(str(folder), size).train
         return ImageSet(named.pixels, torch.full((len(named),), -1), classes)
     if not folder.is_dir():
-        raise ValueError(f"no folder of images {folder}, nor one of {', '.join(NAMED)}")
+        raise ValueError(f"no folder of {form.NOUN}s {folder}, nor one of {', '.join(NAMED)}")
     paths = form.files(folder)
     if not paths:
         raise ValueError(
@@ -237,13 +239,16 @@ def load_unlabeled(
     return ImageSet(pixels, torch.full((len(paths),), -1), classes, form, about)
 
 
-def _folder(root: Path, size: int | None, usual: int, drawing: Mapping[str, Any]) -> Splits:
+def _folder(
+    root: Path, size: int | None, usual: int, drawing: Mapping[str, Any], drawn: bool
+) -> Splits:
     parts = {name: root / name for name in PARTS if (root / name).is_dir()}
     if "train" in parts:
         unused = [f for f in _folders(root) if f.name.lower() in LIKE_PARTS - parts.keys()]
         notes = tuple(f"{f} is not used: parts are train/, val/ and test/" for f in unused)
-        form, (first, *further) = _class_files(list(parts.values()), drawing)
+        form, (first, *further) = _class_files(list(parts.values()), drawing, drawn)
         groups = read_groups(root)
+        notes = (*notes, *_unread(root, [*parts.values()], form), *unused_lines(root, groups))
         train = _image_set(first, size, usual, form, groups)
         sets = (_image_set(files, train.size, usual, form, groups) for files in further)
         others = dict(zip([name for name in parts if name != "train"], sets, strict=True))
@@ -254,7 +259,9 @@ def _folder(root: Path, size: int | None, usual: int, drawing: Mapping[str, Any]
                     f"{root / name} and {root / 'train'} differ in classes, such as {odd[0]!r}: "
                     "both need the same class folders"
                 )
-        notes = (*notes, *form.notes(train), *shared_with_train(train, others))
+        doubts = [note for n, p in others.items() for note in form.notes(p, root / n, training=False)]
+        doubts = [*form.notes(train, root / "train"), *doubts]
+        notes = (*notes, *doubts, *shared_with_train(train, others))
         if "test" in others:
             val = others.get("val")
             return Splits(str(root), train, others["test"], notes=notes, validation=val)
@@ -268,9 +275,11 @@ def _folder(root: Path, size: int | None, usual: int, drawing: Mapping[str, Any]
             f"{folders[0]} looks like a part of the data, not like a class: call the parts train/, "
             "val/ and test/"
         )
-    form, (files,) = _class_files([root], drawing)
-    images = _image_set(files, size, usual, form, read_groups(root))
-    return _set_aside(root, images, *form.notes(images))
+    form, (files,) = _class_files([root], drawing, drawn)
+    groups = read_groups(root)
+    images = _image_set(files, size, usual, form, groups)
+    notes = (*_unread(root, [root], form), *unused_lines(root, groups), *form.notes(images, root))
+    return _set_aside(root, images, *notes)
 
 
 def check_outside(data: str, out: Path) -> None:
@@ -291,31 +300,36 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _set_aside(root: Path, images: ImageSet, *notes: str) -> Splits:
-    train, test = images.split(0.2)
+    try:
+        train, test = images.split(0.2)
+    except ValueError as error:
+        raise ValueError(
+            f"{root} has no test part: {error}; add {images.NOUN}, or a test/ folder"
+        ) from error
     what = f"{images.form.NOUN}s" + ", whole groups," * ("group" in images.about)
     note = f"{root} has no test part: {len(test)} of its {len(images)} {what} are set aside for it"
     return Splits(str(root), train, test, notes=(*notes, note))
 
 
 def _class_files(
-    roots: Sequence[Path], drawing: Mapping[str, Any]
+    roots: Sequence[Path], drawing: Mapping[str, Any], drawn: bool
 ) -> tuple[Format, list[dict[Path, list[Path]]]]:
     """The format, and the images of each class folder, by part; one error names the bad ones of all."""
-    form = _form_in([folder for root in roots for folder in _folders(root)], drawing)
+    form = _form_in([folder for root in roots for folder in _folders(root)], drawing, drawn)
     parts = []
     for root in roots:
         folders = _folders(root)
         if len(folders) < 2:
             number = f"only {folders[0].name!r}" if folders else "none"
             raise ValueError(
-                f"{root} needs at least two class folders with images in them; found {number}"
+                f"{root} needs at least two class folders with {form.NOUN}s in them; found {number}"
             )
         parts.append({folder: form.files(folder) for folder in folders})
     empty = [folder for part in parts for folder, files in part.items() if not files]
-    noun = form.NOUN
-    wrong = [f"class folder {empty[0]} holds no {noun}: fill or remove it"] if empty else []
+    what = f"{form.NOUN} ({', '.join(sorted(form.suffixes))})"
+    wrong = [f"class folder {empty[0]} holds no {what}: fill or remove it"] if empty else []
     if len(empty) > 1:
-        wrong = [f"{len(empty)} class folders hold no {noun}, {some(empty)}: fill or remove them"]
+        wrong = [f"{len(empty)} class folders hold no {what}, {some(empty)}: fill or remove them"]
     try:
         form.check([path for part in parts for files in part.values() for path in files])
     except ValueError as error:
@@ -325,7 +339,19 @@ def _class_files(
     return form, parts
 
 
-def _form_in(folders: Sequence[Path], drawing: Mapping[str, Any]) -> Format:
+def _unread(root: Path, parts: Sequence[Path], form: Format) -> list[str]:
+    """A note about files in class folders that are not in the format of the data."""
+    others = [file for part in parts for folder in _folders(part) for file in form.others(folder)]
+    if not others:
+        return []
+    suffixes = ", ".join(sorted(form.suffixes))
+    return [
+        f"{root}: files in class folders that are not read: {len(others)}, such as "
+        f"{some(others, 3)}; names of {form.NOUN}s end in {suffixes}"
+    ]
+
+
+def _form_in(folders: Sequence[Path], drawing: Mapping[str, Any], only_drawn: bool) -> Format:
     """The format of the files in class folders; ValueError if images and networks are mixed.
 
     Beside photographs, tables are not read as networks. A format that reads files of photographs reads
@@ -341,7 +367,7 @@ def _form_in(folders: Sequence[Path], drawing: Mapping[str, Any]) -> Format:
             f"{min(photographs)} holds images and {min(drawn)} holds {other.NOUN}s: a data set needs "
             "one kind"
         )
-    return other if drawn else PHOTOGRAPHS
+    return other if drawn or (only_drawn and not photographs) else PHOTOGRAPHS
 
 
 def _image_set(

@@ -74,6 +74,14 @@ class Network(NamedTuple):
     net: Any
     config: Mapping[str, Any]
 
+    @property
+    def noun(self) -> str:
+        """One input in a word: that of its format of images, or of its kind."""
+        from stepwell.data.formats import format_of
+
+        drawing = getattr(getattr(self.net, "card", None), "drawing", {})
+        return format_of(drawing).NOUN if drawing else noun_of(self.kind)
+
     def do(self, name: str, *arguments: Any, **flags: Any) -> Any:
         """Call a function of the network's kind, with the flags that were given.
 

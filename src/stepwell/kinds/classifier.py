@@ -25,7 +25,7 @@ NOUN = "image"
 ADVICE: dict[str, str] = {}
 NEXT = (
     "stepwell eval {run}", "stepwell export {run}", "stepwell report {run}",
-    "stepwell predict {run} IMAGE|FOLDER...",
+    "stepwell predict {run} FILE|FOLDER...",
 )  # fmt: skip
 SECTIONS = [
     f"stepwell.report.{section}" for section in (
@@ -238,9 +238,10 @@ def classified(net: "NestedNet", by: Any, paths: Sequence[Path], top: int) -> "l
     from stepwell.data.formats import format_of
     from stepwell.serve import expand, predict_files
 
-    files = expand(paths, format_of(net.card.drawing))
+    form = format_of(net.card.drawing)
+    files = expand(paths, form)
     if len(files) > MANY:
-        say(f"{len(files):,} images")
+        say(f"{len(files):,} {form.NOUN}s")
     return [*track(predict_files(net, by, files, top=top), "classifying", len(files))]
 
 

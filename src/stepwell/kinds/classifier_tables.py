@@ -122,9 +122,7 @@ def show_never_right(results: Mapping[str, Any], *, row: str = "depth", noun: st
         show(f"{never_in_words(rows, names, row)}: see the {noun}s, their number and their labels")
 
 
-def show_export(
-    title: str, result: Mapping[str, Any], *, noun: str = "image", numeric: bool = False
-) -> None:
+def show_export(title: str, result: Mapping[str, Any], *, numeric: bool = False) -> None:
     """Print exported files: size, check and, if measured, accuracy and time."""
     rows = result["files"]
     checked = next(row["parity"] for row in rows if "parity" in row)
@@ -145,7 +143,9 @@ def show_export(
             cell += [f"{100 * row['accuracy']:.2f} %", agreement, f"{row['ms']:.2f}"]
         cells.append(cell)
     show(table(title, columns, cells, words=2))
-    show(f"checked on {checked['images']} {checked['part']} {noun}s", style="dim")
+    show(
+        f"checked on {checked['images']} {checked['part']} {result.get('noun', 'image')}s", style="dim"
+    )
     if "weights" in result:
         weights = result["weights"]
         share = weights["bytes"] / weights["full_net_bytes"]

@@ -149,7 +149,7 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
     net.require_ready(net.full)
     rows = tuple(depth for depth, status in net.status.items() if status != "fresh")
 
-    def read(content: bytes) -> Any:
+    def read(content: bytes, name: str = "") -> Any:
         return decoded(content, lambda image: Scaled.of(image, card.size))
 
     def run(inputs: Sequence[Any], row: str, top: int) -> "list[Prediction]":

@@ -139,7 +139,7 @@ def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) 
     text, net = network.net, network.net.net
     rows, default, answers = depth_rows(network, net, engine, cascade)
 
-    def read(given: str | Sequence[str]) -> TokenSet:
+    def read(given: str | Sequence[str], name: str = "") -> TokenSet:
         parts = (given,) if isinstance(given, str) else tuple(given)
         if not parts:
             raise ValueError("there is no text")
@@ -227,7 +227,7 @@ def export(
 
 def show_export(title: str, result: Mapping[str, Any]) -> None:
     """Print exported files: size and check."""
-    classifier_tables.show_export(title, result, noun=NOUN)
+    classifier_tables.show_export(title, result)
 
 
 def cost(

@@ -56,4 +56,4 @@ def cost(
 
 def show_export(title: str, result: Mapping[str, Any]) -> None:
     """Print exported files: size and check."""
-    classifier_tables.show_export(title, result, noun=NOUN, numeric=True)
+    classifier_tables.show_export(title, result, numeric=True)

@@ -238,7 +238,13 @@ def _set_aside(
     """Give the training part, or one `part` of it, and the validation part: own, or split off."""
     train = splits.train if part is None else splits.train.part(*part_of(part))
     if splits.validation is None and val_fraction:
-        return train.split(val_fraction)
+        try:
+            return train.split(val_fraction)
+        except ValueError as error:
+            raise ValueError(
+                f"{splits.name} has no validation part: in its training part, {error}; add "
+                f"{train.NOUN} or a val/ folder, or set --val-fraction 0"
+            ) from error
     return train, splits.validation
 
 

@@ -110,12 +110,13 @@ def salient_nodes(shown: Picture, cells: Table) -> NDArray[np.int64]:
 
 def alike(network: Network, nodes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     """As many other nodes of equal degree, or the nearest one, drawn at random."""
+    degrees = network.total_degrees
     free = np.setdiff1d(np.arange(len(network.names)), nodes)
     drawn = []
     for node in nodes.tolist():
         if not len(free):
             break
-        apart = abs(network.degrees[free] - network.degrees[node]) + rng.random(len(free)) / 2
+        apart = abs(degrees[free] - degrees[node]) + rng.random(len(free)) / 2
         drawn.append(free[apart.argmin()])
         free = free[free != drawn[-1]]
     return np.array(drawn, np.int64)
@@ -157,8 +158,9 @@ def explain(net: NestedNet, test: ImageSet, classes: Sequence[str], seed: int = 
                     "file": str(test.about["path"][index]), "class": true, "answer": classes[label],
                 })  # fmt: skip
             others = alike(network, nodes, rng)
-            edges = network.degrees[nodes].sum()
-            if abs(network.degrees[others].sum() - edges) > UNLIKE * edges:
+            degrees = network.total_degrees
+            edges = degrees[nodes].sum()
+            if abs(degrees[others].sum() - edges) > UNLIKE * edges:
                 continue
             try:
                 rivals = (nodes, others)

@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
     box: corners x1, y1, x2, y2 of one object in pixels of the upright image, by a detector. An image
         has a prediction for each object; without any, one whose box is empty.
     objects: by a server, which gives one prediction for an image: its objects, each with a box.
-    note: by a server, a note about the input, such as a text that was cut.
+    note: about the input, such as a text that was cut, or a network whose picture is uncertain.
     """
 
     file: Path | str | None = None
@@ -121,8 +121,9 @@ def predictions(
         for source in sources[start : start + batch_size]:
             file = Path(source) if isinstance(source, str | Path) else None
             try:
-                pixels.append(form.squared(source, net.card.size))
-                batch.append(Prediction(file))
+                squared, note = form.noted(source, net.card.size)
+                pixels.append(squared)
+                batch.append(Prediction(file, note=note))
             except ValueError as error:
                 if not skip_unreadable:
                     raise
@@ -133,7 +134,7 @@ def predictions(
             found = iter(labelled(logits, depths, net.card, top))
         for prediction in batch:
             if not prediction.error:
-                prediction = next(found)._replace(file=prediction.file)
+                prediction = next(found)._replace(file=prediction.file, note=prediction.note)
             yield prediction
 
 

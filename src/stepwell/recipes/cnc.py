@@ -51,7 +51,7 @@ def cnc(
     init = flags.file_of(init)
     arguments = checked(locals())
     torch.manual_seed(training.seed)
-    splits = classification.read_splits(data, out, images, net, pictures=pictures)
+    splits = classification.read_splits(data, out, images, net, pictures=pictures, drawn=True)
     networks.check_networks(splits, data)
     nested, start = classification.start_network(splits, net, stem=stem, init=init)
     inputs = classification.prepare(splits, images, training, start=start, init=init)

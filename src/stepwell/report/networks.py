@@ -1,18 +1,21 @@
 """The page's section about pictures of complex networks: what decides, and what needs no picture."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
-from stepwell.files import read_json
+from stepwell.files import damaged, read_json
 from stepwell.report.figures import Figure, svg
 from stepwell.report.markup import as_decimal, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, number
 
 #: The file of the run with its examples.
 FILE = "explained.json"
+#: Share of the cells with nodes, in percent, below which brightness is not clipped.
+BRIGHT = 95
 
 
 def networks_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
@@ -33,15 +36,33 @@ def networks_section(run: RunRecord, colours: Mapping[str, str] | None = None) -
         *_deletion(as_mapping(own.get("deletion"))),
     ]  # fmt: skip
     if (run.path / FILE).is_file():
-        found = read_json(run.path / FILE, "train the run again")
-        examples = [e for e in found.get("examples", ()) if isinstance(e, dict)]
-        parts += [
-            "<h3>What decides</h3>", '<div class="figures">',
-            figure(_means(as_mapping(found.get("means"))), "The mean picture of each class."),
-            figure(_filters(found.get("filters") or ()), "The filters of the first convolution."),
-            *(figure(_example(one), _caption(one)) for one in examples), "</div>",
-        ]  # fmt: skip
+        remedy = "train the run again"
+        found = read_json(run.path / FILE, remedy)
+        try:
+            parts += _what_decides(found)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # of another shape
+            raise damaged(run.path / FILE, f"wrong content: {error}", remedy) from error
     return "\n".join(parts)
+
+
+def _what_decides(found: Mapping[str, Any]) -> list[str]:
+    """Show the figures of explained.json."""
+    means = f"The mean picture of each class{_colours(found.get('channels') or ())}."
+    return [
+        "<h3>What decides</h3>", '<div class="figures">',
+        figure(_means(as_mapping(found.get("means"))), means),
+        figure(_filters(found.get("filters") or ()), "The filters of the first convolution."),
+        *(figure(_example(one), _caption(one)) for one in found.get("examples") or ()), "</div>",
+    ]  # fmt: skip
+
+
+def _colours(channels: Sequence[str]) -> str:
+    """Say which channel has which colour; older runs do not name them."""
+    if len(channels) == 1:
+        return f"; brightness shows {channels[0]}"
+    named = zip(("red", "green", "blue"), channels, strict=False)
+    words = ", ".join(f"{colour} shows {channel}" for colour, channel in named)
+    return f": {words}, each brightened by itself" if words else ""
 
 
 def _deletion(found: Mapping[str, Any]) -> list[str]:
@@ -53,17 +74,24 @@ def _deletion(found: Mapping[str, Any]) -> list[str]:
         f"Without the most salient nodes, the margin of the predicted class falls by {salient} in the "
         f"mean over {found['n']} test networks; without as many nodes of equal degree, by {other}. The "
         f"first fall is the larger one in {as_percent(number(found.get('larger')))} of the networks. "
-        "If both were equal, saliency would say nothing about nodes."
+        f"{_verdict(number(found.get('salient')), number(found.get('equal degree')))}"
     )
     return [f"<p>{escape(text)}</p>"]
+
+
+def _verdict(salient: float | None, other: float | None) -> str:
+    """Say whether saliency names nodes that matter."""
+    if salient is not None and other is not None and salient > other:
+        return "So the salient nodes matter more than their degrees explain."
+    return "So the salient nodes matter no more than others: do not trust the explanations below."
 
 
 def _caption(one: Mapping[str, Any]) -> str:
     names = ", ".join(map(str, one["nodes"][:5])) + ", …" * (len(one["nodes"]) > 5)
     return (
         f"{one['file']}, of class {one['class']}, answered {one['answer']}: its picture; the cells "
-        f"that speak for the answer (red) and against it (blue); the most salient nodes ({names}) "
-        "and the edges to their neighbours."
+        "that speak for the answer (red) and against it (blue); the most salient nodes (named "
+        f"{names}) and the edges to their neighbours."
     )
 
 
@@ -80,9 +108,13 @@ def _filters(filters: Sequence[Any]) -> str | None:
 
 
 def _bright(pixels: Any) -> Any:
-    """Scale each channel of a picture to the full range."""
+    """Scale each channel of a picture so that a few bright cells do not hide the others."""
     values = np.array(pixels, float)
-    return (255 * values / np.maximum(values.max((0, 1)), 1)).astype(np.uint8)
+    lit = np.where(values > 0, values, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a channel without a bright cell
+        top = np.nan_to_num(np.nanpercentile(lit, BRIGHT, (0, 1)), nan=1.0)
+    return (255 * np.sqrt(np.clip(values / top, 0, 1))).astype(np.uint8)
 
 
 def _row(pictures: Sequence[tuple[str, Any]]) -> str | None:

@@ -262,7 +262,7 @@ async def _admitted(
             for i in range(len(inputs)):
                 ms = (i + 1) * budget
                 jobs.append(engine.admit(row=asked.depth, budget_ms=ms, top=asked.top))
-            ready = await _read(engine.served, readers, [given for _, given in inputs])
+            ready = await _read(engine.served, readers, inputs)
             for (name, _), job, given in zip(inputs, jobs, ready, strict=True):
                 if isinstance(given, ValueError):
                     raise ValueError(f"{name}: {given}" if name else str(given))
@@ -276,16 +276,18 @@ async def _admitted(
     return jobs
 
 
-async def _read(served: Served, readers: ThreadPoolExecutor, inputs: Sequence[Any]) -> list[Any]:
-    """Turn each input into what the network takes; where that fails, give the error in its place."""
-    if len(inputs) == 1 and served.quick(inputs[0]):
+async def _read(
+    served: Served, readers: ThreadPoolExecutor, inputs: Sequence[tuple[str, Any]]
+) -> list[Any]:
+    """Turn each named input into what the network takes; where that fails, give the error instead."""
+    if len(inputs) == 1 and served.quick(inputs[0][1]):
         # to hand it to another thread, and to wait for that, would take longer than to read it
         try:
-            return [served.read(inputs[0])]
+            return [served.read(inputs[0][1], inputs[0][0])]
         except ValueError as error:
             return [error]
     loop = asyncio.get_running_loop()
-    reads = [loop.run_in_executor(readers, served.read, given) for given in inputs]
+    reads = [loop.run_in_executor(readers, served.read, given, name) for name, given in inputs]
     return await asyncio.gather(*reads, return_exceptions=True)
 
 

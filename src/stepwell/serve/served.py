@@ -18,8 +18,8 @@ class Served:
     """A network to serve.
 
     rows: all that can answer, by name. default: the row that `predict` uses by default.
-    read: gives the network's input for the bytes of a file, or for a text or a pair of texts;
-        ValueError says why it cannot.
+    read: gives the network's input for the bytes of a file and its name, empty if it has none, or for
+        a text or a pair of texts; ValueError says why it cannot.
     run: predictions for inputs at a row, with a number of classes for each.
     example: an input to measure times with.
     about: by row, known numbers: "macs", "params", "accuracy", "accuracy_on".
@@ -30,7 +30,7 @@ class Served:
 
     rows: tuple[str, ...]
     default: str
-    read: Callable[[Any], Any]
+    read: Callable[..., Any]
     run: Callable[[Sequence[Any], str, int], list[Prediction]]
     example: Any
     about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -56,10 +56,9 @@ def serve_images(
     check_card(card)
     check_eval_mode(net)
     form = format_of(card.drawing)
-    decode = form.decoded
 
-    def read(content: bytes) -> np.ndarray:
-        return decode(content, card.size)
+    def read(content: bytes, name: str = "") -> np.ndarray:
+        return form.decoded(content, card.size, name)
 
     def run(pixels: Sequence[np.ndarray], row: str, top: int) -> list[Prediction]:
         with torch.inference_mode():
@@ -68,6 +67,6 @@ def serve_images(
 
     noise = np.random.default_rng(0).integers(0, 256, (card.size, card.size, 3), dtype=np.uint8)
     return Served(
-        tuple(rows), default, read, run, noise, about, row,
+        tuple(rows), default, read, run, noise, about, row, form.NOUN,
         quick=lambda content: form.quick(content, card.size),
     )  # fmt: skip

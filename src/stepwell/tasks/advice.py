@@ -40,8 +40,8 @@ def _on_answers(run: Run, train: Examples, logits: Logits, labels: Tensor) -> st
     if len(present) > 1 and len(answers.unique()) == 1:
         only = train.classes[int(answers[0])]
         text = (
-            f"the network gives the class {only!r} to all {len(labels)} test {train.NOUN}, so it has "
-            "learned nothing: try more --epochs or another --lr, under another --out"
+            f"the classifier gives the class {only!r} to all {len(labels)} test {train.NOUN}, so it "
+            "has learned nothing: try more --epochs or another --lr, under another --out"
         )
     else:
         right = labels[answers == labels].bincount(minlength=len(train.classes))

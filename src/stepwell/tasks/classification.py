@@ -8,12 +8,12 @@ from typing import Any, Literal, TypeVar
 
 from stepwell.data import Batches, ImageSet, Splits, load_images
 from stepwell.data.decoding import DIFFERENT
-from stepwell.data.formats import Drawing
+from stepwell.data.formats import Drawing, format_of
 from stepwell.data.image_flags import Augmentation, Images
 from stepwell.data.images import check_outside
 from stepwell.data.pictures.flags import Pictures
 from stepwell.data.text_files import TextFiles, holds_texts
-from stepwell.files import config_of
+from stepwell.files import check_folder, config_of
 from stepwell.measure.data_parts import batches_for, data_fingerprint, fitted
 from stepwell.nets import NestedNet, build, builder_of
 from stepwell.nets.files.initial_weights import Start, initialise, start_pretrained
@@ -45,14 +45,17 @@ def settled(training: Training) -> Training:
 
 def read_splits(
     data: str, out: Path, images: Images, net: str | None = None, texts: TextFiles = TextFiles(),
-    pictures: Drawing = Pictures(),
+    pictures: Drawing = Pictures(), *, drawn: bool = False,
 ) -> Splits:  # fmt: skip
     """The images of `data`, at the size that `images` names, or their own, or the usual one of `net`.
 
-    ValueError if `out` lies in `data`, `data` are texts, a flag of texts was set, or one of pictures
-    of networks and `data` are none.
+    ValueError if `out` lies in `data` or cannot be made, `data` are texts, a flag of texts was set, or
+    one of pictures of networks and `data` are none.
+
+    drawn: the recipe takes only what `pictures` draws, and no photographs.
     """
-    refuse_texts(data)
+    if not (drawn and Path(data).is_file()):  # a table may hold edges, and no file is a data set
+        refuse_texts(data, takes=format_of(pictures.record if drawn else {}).NOUN)
     for one in fields(texts):
         if getattr(texts, one.name) != getattr(TextFiles(), one.name):
             name = one.name.replace("_", "-")
@@ -61,9 +64,10 @@ def read_splits(
                 "train.tsv: leave it out, or name texts"
             )
     check_outside(data, out)
+    check_folder("--out", out)
     usual = DIFFERENT if net is None else builder_of(net).size
     size = images.size or size_of_run(out, data)
-    splits = load_images(data, size, usual, drawing=pictures.record)
+    splits = load_images(data, size, usual, drawing=pictures.record, drawn=drawn)
     if not splits.train.drawing and (flag := pictures.changed):
         raise ValueError(
             f"--{flag} is for complex networks, and --data {data} holds none: leave it out"
@@ -74,11 +78,12 @@ def read_splits(
 
 
 def refuse_texts(
-    data: str, instead: str = "texts are for train ekd, supervised, exits, sequences and bert"
-) -> None:
+    data: str, instead: str = "texts are for train ekd, supervised, exits, sequences and bert",
+    *, takes: str = "image",
+) -> None:  # fmt: skip
     """Raise ValueError for data of texts, which says what to do `instead`."""
     if holds_texts(data):
-        raise ValueError(f"--data {data} holds texts, and this recipe takes images only: {instead}")
+        raise ValueError(f"--data {data} holds texts, and this recipe takes {takes}s only: {instead}")
 
 
 def size_of_run(out: Path, data: str | None) -> int | None:

@@ -18,11 +18,12 @@ EXPLAINED = "explained.json"
 KEY = "cnc"
 
 
-def check_networks(splits: Splits, data: str) -> None:
+def check_networks(splits: Splits, data: str, command: str = "train cnc") -> None:
     """Refuse data that are no complex networks; ValueError says which recipe takes them."""
     if not splits.train.drawing:
         raise ValueError(
-            f"--data {data} holds images, and train cnc takes complex networks: use train supervised"
+            f"--data {data} holds images, and {command} takes complex networks: give class folders of "
+            "edge lists or GraphML; train supervised takes images"
         )
 
 
@@ -42,7 +43,10 @@ def finish(task: Task, net: NestedNet, splits: Splits) -> dict[str, Any]:
             }
         }
         if task.run.writes:
-            page = explained | {"means": class_means(splits.train), "filters": first_filters(net)}
+            page = explained | {
+                "means": class_means(splits.train), "filters": first_filters(net),
+                "channels": list(net.card.drawing["channels"]),
+            }  # fmt: skip
             write_whole(task.run.path / EXPLAINED, json.dumps(page).encode())
         return seen._replace(results=seen.results | own)
 

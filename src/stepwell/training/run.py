@@ -75,7 +75,11 @@ class Run:
         elif not file.exists() and out.is_dir() and not all(_is_ours(p) for p in out.iterdir()):
             raise ValueError(f"--out {out} holds other files and no run: name a new directory")
         made = not out.exists()
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"cannot be made ({error.strerror})"
+            raise ValueError(f"--out {out} {reason}: name another directory") from error
         lock = locked(out / "lock", out) if _rank() == 0 else None
         if lock is not None:
             remove_partial(out)
@@ -155,6 +159,11 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _in_words(value: Any) -> str:
+    """A value as the command line has it."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> None:
     if missing := [key for key in ("recipe", "arguments", "data", "teacher") if key not in old]:
         remedy = "put it right, or use another --out"
@@ -174,7 +183,8 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
                     remedy += f", where --init {result} begins with its weights"
             flag = name.replace("_", "-")
             raise ValueError(
-                f"{out} holds a run with --{flag} {before.get(name)}, not {now.get(name)}: {remedy}"
+                f"{out} holds a run with --{flag} {_in_words(before.get(name))}, not "
+                f"{_in_words(now.get(name))}: {remedy}"
             )
     for what in ("data", "teacher"):
         both = (old[what], new[what])

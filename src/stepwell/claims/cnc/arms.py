@@ -41,6 +41,7 @@ from stepwell.nets import NestedNet
 from stepwell.nets.files.nested import load
 from stepwell.nets.predictions import normalised
 from stepwell.recipes.cnc import cnc
+from stepwell.tasks.networks import check_networks
 
 #: The pilot's tasks: the paper's, two whose classes have equal degrees, and near rewiring rates.
 TASKS: Mapping[str, Callable[[int], dict[str, Generator]]] = {
@@ -347,12 +348,13 @@ def _answers(net: NestedNet, networks: Sequence[Network]) -> NDArray[np.int64]:
 
 
 def networks_digest(arguments: Mapping[str, Any]) -> str:
-    """Hash of the real networks; ValueError if none are named."""
+    """Hash of the real networks; ValueError if none are named, or they are images."""
     if not arguments["data"]:
         raise ValueError(
             "verify cnc needs real networks: name a folder of class folders with a groups.tsv, --data"
         )
-    splits = load_images(arguments["data"])
+    splits = load_images(arguments["data"], drawn=True)
+    check_networks(splits, arguments["data"], "verify cnc")
     return f"{splits.train.fingerprint}/{splits.test.fingerprint}"
 
 

@@ -15,7 +15,7 @@ from stepwell.data.formats import Format
 from stepwell.data.pictures import network, picture, reading, store, word2vec
 from stepwell.data.pictures.flags import Pictures
 from stepwell.data.pictures.network import SUFFIXES, Network, read_network
-from stepwell.measures import some
+from stepwell.measures import some, with_article
 
 #: Height and width of the paper's pictures.
 SIZE = 48
@@ -23,6 +23,25 @@ SIZE = 48
 APART = 0.95
 #: Margins below which an axis may change its place or sign with small changes of the network.
 NEAR = 0.02
+#: What makes pictures doubtful, in words about several files and about one.
+DOUBTS = {
+    "parts": (
+        "{n} of {count} networks have several parts, which one picture shows",
+        "it has several parts, which one picture shows",
+    ),
+    "axes": (
+        "the axes of {n} of {count} pictures are uncertain (two nearly equal, or nearly symmetric)",
+        "the axes of its picture are uncertain (two nearly equal, or nearly symmetric)",
+    ),
+    "names": (
+        "{n} of {count} pictures depend on the names of the nodes, which structure does not tell apart",
+        "its picture depends on the names of its nodes, which structure does not tell apart",
+    ),
+    "header": (
+        "the first line of {n} of {count} files is taken for a header, such as that of {first}",
+        "its first line is taken for a header",
+    ),
+}
 #: Settings with few values.
 WORDS: dict[str, tuple[Any, ...]] = {
     "format": ("network",),
@@ -88,40 +107,68 @@ class NetworkPictures(Format):
         return False
 
     def squared(self, source: Any, size: int) -> NDArray[np.uint8]:
-        """The picture (size, size, 3) of one network: a file, the content of one, or a `Network`."""
-        if isinstance(source, bytes):
-            network.check_bytes(len(source), self.record)
-            source = network.parse_network(source, "", self.record)
-        elif not isinstance(source, Network):
+        """The picture (size, size, 3) of one network: a file, or a `Network`."""
+        return self._drawn(source, size)[1].pixels
+
+    def noted(self, source: Any, size: int) -> tuple[NDArray[np.uint8], str]:
+        """The picture of one network, and what makes it doubtful."""
+        drawn = self._drawn(source, size)
+        facts = dict(zip(store.FACTS, store.facts_of(*drawn)[:, None], strict=True))
+        doubts = self._doubts(facts)
+        words = [DOUBTS[name][1] for name, true in doubts.items() if true.any()]
+        return drawn[1].pixels, "; ".join(words)
+
+    def _drawn(self, source: Any, size: int) -> tuple[Network, picture.Picture]:
+        if not isinstance(source, Network):
             if not isinstance(source, str | Path):
-                what = f"a {type(source).__name__}"
+                what = with_article(type(source).__name__)
                 raise ValueError(f"{what} is no network: give the path of an edge list or GraphML")
             source = read_network(source, self.record)
         with store.one_thread():
-            return picture.draw(source, self.record, size).pixels
+            return source, picture.draw(source, self.record, size)
 
-    def decoded(self, content: bytes, size: int) -> NDArray[np.uint8]:
-        """The picture of the content of a file; GraphML if it begins with "<", else an edge list."""
-        return self.squared(content, size)
+    def decoded(self, content: bytes, size: int, name: str = "") -> NDArray[np.uint8]:
+        """The picture of the content of a file, which is read as the suffix of its name says.
 
-    def notes(self, images: Any) -> tuple[str, ...]:
-        """Say what makes a result doubtful: parts, uncertain axes, sizes that tell classes apart."""
+        Without a suffix of networks it is GraphML if it begins with "<", else an edge list.
+        """
+        network.check_bytes(len(content), self.record)
+        suffix = Path(name).suffix.lower()
+        suffix = suffix if suffix in SUFFIXES else ""
+        return self.squared(network.parse_network(content, suffix, self.record), size)
+
+    def _doubts(self, about: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.bool_]]:
+        """The networks of which each of `DOUBTS` is true.
+
+        Exact co-occurrences do not depend on names; random walks do, where nodes are not told apart.
+        """
+        walked = (about["nodes"] > picture.EXACT) | (self.record["embedding"] != "ppmi")
+        return {
+            "parts": about["parts"] > 1,
+            "axes": np.minimum(about["axis_gap"], about["skewness"]) < NEAR,
+            "names": walked & (about["tied"] > 0),
+            "header": about["guessed"] > 0,
+        }
+
+    def notes(self, images: Any, folder: Path, *, training: bool = True) -> tuple[str, ...]:
+        """Say what makes a result doubtful, and of a training part what alone tells classes apart."""
         about, count = images.about, len(images)
         if not about:
             return ()
-        if count > 1 and bool((images.pixels == images.pixels[:1]).all()):
+        if training and count > 1 and bool((images.pixels == images.pixels[:1]).all()):
             raise ValueError(
-                "the pictures of all networks are alike, so nothing can be learned from them"
+                f"the pictures of all {count} networks of {folder} are alike, so nothing can be "
+                "learned from them: give networks that differ"
             )
         notes = []
-        if parts := int((about["parts"] > 1).sum()):
-            notes.append(f"{parts} of {count} networks have several parts, which one picture shows")
-        if near := int((np.minimum(about["axis_gap"], about["skewness"]) < NEAR).sum()):
-            notes.append(
-                f"the axes of {near} of {count} pictures are uncertain (two nearly equal, or nearly "
-                "symmetric)"
-            )
-        return (*notes, *_apart(about["nodes"], images.labels.numpy(), images.classes))
+        for name, true in self._doubts(about).items():
+            if n := int(true.sum()):
+                first = about["path"][true][0]
+                notes.append(f"{folder}: {DOUBTS[name][0].format(n=n, count=count, first=first)}")
+        if training:
+            notes += _mixed(about["directed"], folder)
+            notes += _apart(about["nodes"], images.labels.numpy(), images.classes)
+        return tuple(notes)
 
     def programs(self) -> dict[str, bytes]:
         """The functions of this package that draw a network, as files that need numpy and scipy."""
@@ -142,6 +189,17 @@ def _like(usual: Mapping[str, Any], name: str, value: object) -> bool:
     if name in WORDS:
         return value in WORDS[name]
     return name in usual and type(value) is type(usual[name])
+
+
+def _mixed(directed: NDArray[Any], folder: Path) -> list[str]:
+    """A note if some networks are directed and some are not."""
+    arrows = int(directed.sum())
+    if arrows in (0, len(directed)):
+        return []
+    return [
+        f"{folder}: {arrows} of {len(directed)} networks are directed, so their direction alone may "
+        "tell classes apart: --directed True or False reads all of them alike"
+    ]
 
 
 def _apart(nodes: NDArray[Any], labels: NDArray[Any], classes: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@
 in more than degrees.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,10 +19,17 @@ Edges = NDArray[np.int64]
 Generator = Callable[[np.random.Generator], Edges]
 #: Rounds of swaps; in each, every edge may swap an end once.
 ROUNDS = 20
+#: Rounds of rewiring at most, times the number of nodes; in a dense network an edge may find no place.
+TRIES = 100
 
 
 def barabasi_albert(nodes: int, each: int) -> Generator:
-    """Preferential attachment: every new node joins `each` nodes, drawn in proportion to degree."""
+    """Preferential attachment: every new node joins `each` nodes, drawn in proportion to degree.
+
+    ValueError unless `each` is from 1 to `nodes` - 1.
+    """
+    if not 1 <= each < nodes:
+        raise ValueError(f"each new one of {nodes} nodes cannot join {each}: name 1 to {nodes - 1}")
 
     def draw(rng: np.random.Generator) -> Edges:
         ends = np.empty(2 * each * (nodes - each), np.int64)
@@ -39,17 +47,30 @@ def barabasi_albert(nodes: int, each: int) -> Generator:
 
 
 def watts_strogatz(nodes: int, degree: int, chance: float) -> Generator:
-    """A ring in which every node joins its `degree` nearest; ends are rewired with some `chance`."""
+    """A ring in which every node joins its `degree` nearest; ends are rewired with some `chance`.
+
+    ValueError for an odd degree, one without a free place for an edge, or a chance outside 0 to 1.
+    """
+    if degree % 2 or not 2 <= degree <= nodes - 2:
+        raise ValueError(
+            f"on a ring of {nodes} nodes, a degree of {degree} is not possible: name an even one from "
+            f"2 to {nodes - 2}"
+        )
+    _check_share("chance", chance)
 
     def draw(rng: np.random.Generator) -> Edges:
         near = np.arange(nodes)
         sources = np.tile(near, degree // 2)
         targets = np.concatenate([(near + step) % nodes for step in range(1, degree // 2 + 1)])
         moved = rng.random(len(sources)) < chance
-        while moved.any():  # until no edge is a loop or a copy
+        for _ in range(TRIES * nodes):  # until no edge is a loop or a copy
+            if not moved.any():
+                return np.stack([sources, targets], 1)
             targets[moved] = rng.integers(0, nodes, int(moved.sum()))
             moved &= _conflicts(sources, targets, nodes)
-        return np.stack([sources, targets], 1)
+        raise ValueError(
+            f"an edge of {nodes} nodes of degree {degree} has no place left: lower the degree"
+        )
 
     return draw
 
@@ -81,7 +102,8 @@ def rewired(of: Generator) -> Generator:
 
 
 def without_edges(of: Generator, share: float) -> Generator:
-    """A network that has lost a share of its edges at random."""
+    """A network that has lost a share of its edges at random; ValueError for one outside 0 to 1."""
+    _check_share("share", share)
 
     def draw(rng: np.random.Generator) -> Edges:
         edges = of(rng)
@@ -91,16 +113,22 @@ def without_edges(of: Generator, share: float) -> Generator:
 
 
 def write_networks(
-    folder: Path, classes: Mapping[str, Generator], train: int, test: int, seed: int = 0
-) -> None:
+    folder: str | os.PathLike[str], classes: Mapping[str, Generator], train: int, test: int,
+    seed: int = 0,
+) -> None:  # fmt: skip
     """Write `train/CLASS/NUMBER.edges` and `test/...`; every network has random numbers of its own."""
     for index, (name, of) in enumerate(classes.items()):
         for number in range(train + test):
-            part = folder / ("train" if number < train else "test") / name
+            part = Path(folder) / ("train" if number < train else "test") / name
             part.mkdir(parents=True, exist_ok=True)
             edges = of(np.random.default_rng([seed, index, number]))
             lines = "".join(f"{a} {b}\n" for a, b in edges.tolist())
             (part / f"{number:05d}.edges").write_text(f"# undirected\n{lines}", encoding="utf-8")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"a {name} of {value:g}: name a number from 0 to 1")
 
 
 def _conflicts(sources: Edges, targets: Edges, nodes: int) -> NDArray[np.bool_]:

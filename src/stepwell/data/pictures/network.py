@@ -38,6 +38,9 @@ class Network:
     weights: of the edges, positive.
     edges: number of edges, of undirected ones each once; loops: of the self-loops among them.
     repeated: number of lines about an edge that had been named before.
+    tied: number of nodes that only their names tell from another one; nodes of the same neighbours do
+        not count, because their order changes nothing.
+    guessed: the file's first line was taken for a header without the usual words of one.
     """
 
     names: tuple[str, ...]
@@ -48,11 +51,19 @@ class Network:
     edges: int
     loops: int
     repeated: int
+    tied: int
+    guessed: bool
 
     @property
     def degrees(self) -> NDArray[np.int64]:
         """Number of edges that leave each node."""
         return np.diff(self.start)
+
+    @property
+    def total_degrees(self) -> NDArray[np.int64]:
+        """Number of edges at each node: directed ones that leave it, and that arrive."""
+        arriving = np.bincount(self.neighbours, minlength=len(self.names))
+        return self.degrees + arriving * self.directed
 
     @property
     def relative(self) -> NDArray[np.float64]:
@@ -79,8 +90,8 @@ def check_bytes(size: int, how: Mapping[str, Any]) -> None:
     most = how["max_edges"] * EDGE_BYTES + HEAD_BYTES
     if size > most:
         raise ValueError(
-            f"{size:,} bytes are more than the {most:,} of {how['max_edges']:,} edges: raise "
-            "--max-edges"
+            f"{size:,} bytes are more than the {most:,} of {how['max_edges']:,} edges: train with a "
+            "higher --max-edges"
         )
 
 
@@ -110,10 +121,15 @@ def _network(lines: Lines, directed: bool, loops: str, multi_edges: str) -> Netw
         [[index[name] for name in side] for side in (lines.sources, lines.targets)], np.int64
     )
     weights = np.ones(ends.shape[1]) if lines.weights is None else np.array(lines.weights, np.float64)
+    weightless = int((weights == 0).sum())
     ends, weights = ends[:, weights > 0], weights[weights > 0]
     own = ends[0] == ends[1]
     if own.any() and loops == "refuse":
-        raise ValueError(f"a self-loop at node {names[ends[0, own][0]]!r}: use --loops keep or drop")
+        raise ValueError(
+            f"a self-loop at node {names[ends[0, own][0]]!r}: train with --loops keep or drop"
+        )
+    if own.all():
+        raise ValueError(_without_edge(len(names), weightless, len(own)))
     if loops == "drop":
         ends, weights, own = ends[:, ~own], weights[~own], own[~own]
     if not directed:
@@ -124,10 +140,9 @@ def _network(lines: Lines, directed: bool, loops: str, multi_edges: str) -> Netw
     repeated = int((~first).sum())
     if repeated and multi_edges == "refuse":
         a, b = (names[i] for i in ends[:, ~first][:, 0])
-        raise ValueError(f"an edge from {a!r} to {b!r} is there twice: use --multi-edges merge or keep")
-    if not (ends[0] != ends[1]).any():
-        count = f"{len(names)} node{'s' * (len(names) != 1)}"
-        raise ValueError(f"{count} and no edge between two nodes: a picture needs one")
+        raise ValueError(
+            f"an edge from {a!r} to {b!r} is there twice: train with --multi-edges merge or keep"
+        )
     at = np.flatnonzero(first)
     with np.errstate(over="ignore"):
         weights = (np.add if multi_edges == "keep" else np.maximum).reduceat(weights, at)
@@ -146,9 +161,46 @@ def _network(lines: Lines, directed: bool, loops: str, multi_edges: str) -> Netw
     sort = np.lexsort((arrows[1], arrows[0]))
     start = np.searchsorted(arrows[0][sort], np.arange(len(names) + 1))
     ordered = tuple(names[i] for i in order)
+    tied = _tied(arrows, weights, np.array(colours, np.uint64)[order])
     return Network(
-        ordered, start, arrows[1][sort], weights[sort], directed, edges, found, repeated
+        ordered, start, arrows[1][sort], weights[sort], directed, edges, found, repeated, tied,
+        lines.guessed,
     )  # fmt: skip
+
+
+def _without_edge(nodes: int, weightless: int, loops: int) -> str:
+    """Say that a network has no edge between two nodes, and which edges do not count."""
+    counts = {"of weight 0": weightless, "from a node to itself": loops}
+    others = ", ".join(
+        f"{count} edge{'s' * (count != 1)} {what}" for what, count in counts.items() if count
+    )
+    count = f"{nodes} node{'s' * (nodes != 1)}"
+    but = f" beside {others}" if others else ""
+    return f"{count} and no edge between two nodes{but}: a picture needs one"
+
+
+def _tied(arrows: NDArray[np.int64], weights: NDArray[np.float64], colours: NDArray[np.uint64]) -> int:
+    """Count the nodes that share a colour with another one, but not all its neighbours.
+
+    The order of nodes with the same neighbours, and of those that are all joined, changes nothing.
+    Colours are sorted.
+    """
+    nodes = len(colours)
+    first = np.flatnonzero(np.append(True, colours[1:] != colours[:-1]))
+    counts = np.diff(np.append(first, nodes))
+    group = np.repeat(np.arange(len(first)), counts)
+    inside = group[arrows[0]] == group[arrows[1]]
+    hashes = _mixed(np.arange(nodes, dtype=np.uint64))
+    bits = _mixed(_relative(weights).view(np.uint64))
+    outside = np.zeros(nodes, np.uint64)  # hashes of the neighbours of other colours
+    for (ends, others), salt in ((arrows, bits), (arrows[::-1], ~bits)):
+        np.add.at(outside, ends[~inside], _mixed(hashes[others] ^ salt)[~inside])
+    joined = np.bincount(arrows[0, inside & (arrows[0] != arrows[1])], minlength=nodes)
+    alike = np.minimum.reduceat(outside, first) == np.maximum.reduceat(outside, first)
+    for numbers in (np.minimum, np.maximum):
+        within = numbers.reduceat(joined, first)
+        alike &= (within == 0) | (within == counts - 1)
+    return int(counts[~alike].sum())
 
 
 def _colours(

@@ -93,7 +93,7 @@ def walks(network: Network, each: int, length: int, rng: np.random.Generator) ->
     if each * length * len(starts) > MOST_STEPS:
         raise ValueError(
             f"{each} walks of {length} nodes from each of {len(starts):,} are more than {MOST_STEPS:,} "
-            "steps: lower --walks"
+            "steps: train with fewer --walks"
         )
     weights = network.relative
     even = bool((weights == weights[0]).all())
@@ -172,7 +172,9 @@ def ppmi_embedding(pairs: Any, dimensions: int) -> Floats:
         try:
             values, vectors = eigsh(ppmi, k=dimensions, v0=first, tol=TOLERANCE)
         except RuntimeError as error:  # of ARPACK
-            raise ValueError(f"its nodes cannot be embedded ({error}): try --embedding cbow") from error
+            raise ValueError(
+                f"its nodes cannot be embedded ({error}): train with --embedding cbow"
+            ) from error
     return vectors * np.sqrt(abs(values))
 
 
@@ -241,8 +243,7 @@ def _channel(
 
 def _degrees(network: Network) -> Floats:
     """The logarithm of each node's degree, in steps of brightness."""
-    arriving = np.bincount(network.neighbours, minlength=len(network.names)) * network.directed
-    return DEGREE_STEP * np.log2(1.0 + network.degrees + arriving)
+    return DEGREE_STEP * np.log2(1.0 + network.total_degrees)
 
 
 def spans(network: Network, places: Floats) -> Floats:

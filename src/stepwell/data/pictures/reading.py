@@ -10,8 +10,11 @@ from xml.parsers import expat
 
 #: Words of a header line, none of which is taken for a node.
 HEADER = {
-    "source", "target", "from", "to", "weight", "node1", "node2", "u", "v", "src", "dst", "value",
+    "source", "target", "from", "to", "weight", "node1", "node2", "node_1", "node_2", "id1", "id2",
+    "u", "v", "src", "dst", "value",
 }  # fmt: skip
+#: Words for the marks between columns.
+MARKS = {None: "blanks", "\t": "tabs", ",": "commas"}
 #: Words in a head, "# directed weighted nodes=9".
 DIRECTIONS = {
     "directed": True, "directed=true": True, "undirected": False, "directed=false": False,
@@ -21,13 +24,18 @@ NESTED, DIGITS = 64, 64
 
 
 class Lines(NamedTuple):
-    """The edges of a file as they stand in it; `nodes` may hold further nodes, without an edge."""
+    """The edges of a file as they stand in it.
+
+    nodes: may hold further nodes, without an edge.
+    guessed: the first line was taken for a header without the usual words of one.
+    """
 
     sources: list[str]
     targets: list[str]
     weights: list[float] | None
     nodes: list[str]
     directed: bool
+    guessed: bool = False
 
 
 def read_edge_list(content: bytes, mark: str | None, most: int) -> Lines:
@@ -55,25 +63,21 @@ def read_edge_list(content: bytes, mark: str | None, most: int) -> Lines:
         elif line.strip():
             rows.append((number, line))
             if len(rows) > most + 1:
-                raise ValueError(f"more than {most:,} edges: raise --max-edges")
+                raise ValueError(f"more than {most:,} edges: train with a higher --max-edges")
     if mark == "?":
         first = rows[0][1] if rows else ""
         mark = next((m for m in ("\t", ",") if m in first), None)
     table = [(number, _cells(line, mark, f"line {number}")) for number, line in rows]
-    if table and _is_header(table[0][1]):
-        names = {cell.strip() for _, cells in table[1:] for cell in cells[:2]}
-        if not names.intersection(cell.strip() for cell in table[0][1][:2]):
-            del table[0]
+    usual, guessed = _header([cells for _, cells in table])
+    if usual or guessed:
+        del table[0]
     width = len(table[0][1]) if table else 2
     for number, cells in table:
-        if len(cells) != width or width not in (2, 3) or not all(map(str.strip, cells[:2])):
-            what = "2 or 3 columns" if width not in (2, 3) else f"{width} columns"
-            raise ValueError(
-                f"line {number} has {len(cells)}: {what} are needed, source, target and maybe a weight"
-            )
+        _check_columns(cells, width, f"line {number}", mark)
     sources, targets = ([cells[i].strip() for _, cells in table] for i in (0, 1))
     weights = [_weight(cells[2], f"line {n}") for n, cells in table] if width == 3 else None
-    return Lines(sources, targets, weights, head.alone({*sources, *targets}, most), head.directed)
+    alone = head.alone({*sources, *targets}, most)
+    return Lines(sources, targets, weights, alone, head.directed, guessed)
 
 
 class _Head:
@@ -108,7 +112,9 @@ class _Head:
     def alone(self, named: set[str], most: int) -> list[str]:
         """The names of all nodes, if they are numbers and the head says how many there are."""
         if self.nodes > 2 * most:
-            raise ValueError(f"{self.nodes:,} nodes are more than twice {most:,}: raise --max-edges")
+            raise ValueError(
+                f"{self.nodes:,} nodes are more than twice {most:,}: train with a higher --max-edges"
+            )
         if 0 < self.nodes < len(named):
             raise ValueError(f"the head says nodes={self.nodes}, and the edges name {len(named)}")
         numbers = [str(i) for i in range(self.nodes)]
@@ -117,10 +123,11 @@ class _Head:
 
 def _cells(line: str, mark: str | None, where: str) -> list[str]:
     """The columns of a line; double quotes may surround each."""
-    if mark is None and line.endswith("}"):  # as networkx writes what it knows of an edge
-        line, brace, known = line.partition("{")
-        weight = re.search(r"['\"]weight['\"]: *([^,}]*)", brace + known)
-        line += weight[1] if weight else ""
+    if line.endswith("}"):  # as networkx writes what it knows of an edge
+        ends, *known = re.split(rf"{mark or ''}\s*(?={{)", line, maxsplit=1)
+        if known and len(ends.split(mark)) == 2:
+            weight = re.search(r"['\"]weight['\"]: *([^,}]*)", known[0])
+            line = f"{ends}{mark or ' '}{weight[1] if weight else 1}"
     if '"' not in line:
         cells = line.split(mark)
     elif mark is None:
@@ -135,13 +142,53 @@ def _cells(line: str, mark: str | None, where: str) -> list[str]:
     return cells
 
 
-def _is_header(cells: list[str]) -> bool:
-    return {cell.strip().lower() for cell in cells[:2]} <= HEADER
+def _header(table: list[list[str]]) -> tuple[bool, bool]:
+    """Tell whether the first line is a header: by the usual words, or by the numbers below it.
+
+    It names no node of another line. Without the usual words, it holds no number, and below it the
+    ends of all edges are numbers, or the weights.
+    """
+    if not table:
+        return False, False
+    first, *others = [[cell.strip() for cell in cells] for cells in table]
+    if {*first[:2]} & {cell for cells in others for cell in cells[:2]}:
+        return False, False
+    if {cell.lower() for cell in first[:2]} <= HEADER:
+        return True, False
+    if not others or any(map(_is_number, first)) or "" in first:
+        return False, False
+    ends = all(_is_number(cell) for cells in others for cell in cells[:2])
+    weights = len(first) == 3 and all(_is_number(cells[-1]) for cells in others)
+    return False, len(first) in (2, 3) and (ends or weights)
+
+
+def _check_columns(cells: list[str], width: int, where: str, mark: str | None) -> None:
+    """Refuse a line without source and target, or without as many columns as the first one."""
+    count = f"{len(cells)} column{'s' * (len(cells) != 1)}"
+    if width not in (2, 3):
+        raise ValueError(
+            f"{where} has {count}: write source, target and maybe a weight, with {MARKS[mark]} between "
+            "them"
+        )
+    if len(cells) != width:
+        raise ValueError(
+            f"{where} has {count}, and the lines above have {width}: {MARKS[mark]} stand between "
+            "columns, and either every edge has a weight or none has"
+        )
+    if not all(map(str.strip, cells[:2])):
+        raise ValueError(f"{where} lacks a source or a target")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return "_" not in text and math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _weight(text: str, where: str) -> float:
     try:
-        weight = float(text)
+        weight = float(text.replace("_", "?"))  # Python reads 1_000, other programs do not
     except ValueError:
         raise ValueError(f"{where}: the weight {text.strip()[:20]!r} is no number") from None
     if not math.isfinite(weight) or weight < 0:
@@ -157,6 +204,7 @@ class _GraphML:
         self.lines = Lines([], [], [], [], False)
         self.directed: bool | None = None
         self.key = ""  # of the weights
+        self.keys = set[str]()  # all that are declared
         self.usual = 1.0  # weight of an edge that has none
         self.inside = ""  # "key" of the weights, or "edge"
         self.text: list[str] | None = None  # of the weight that is being read
@@ -181,11 +229,12 @@ class _GraphML:
         if tag == "hyperedge":
             raise ValueError(f"{where}: hyperedges join more than two nodes, which no picture shows")
         if tag == "key":
-            of_edges = attributes.get("for", "all") in ("edge", "all")
-            if of_edges and attributes.get("attr.name", "").lower() == "weight":
+            of_edges, id = attributes.get("for", "all") in ("edge", "all"), attributes.get("id", "")
+            self.keys.add(id)
+            if of_edges and attributes.get("attr.name", id).lower() == "weight":
                 if self.key:
                     raise ValueError(f"{where}: a second weight of edges: one is drawn")
-                self.key, self.inside = attributes.get("id", ""), "key"
+                self.key, self.inside = id, "key"
         elif tag == "graph":
             if self.directed is not None:
                 raise ValueError(f"{where}: a second graph: one file holds one network")
@@ -215,13 +264,17 @@ class _GraphML:
             self.inside = "edge"
             self.check(len(self.lines.sources), "edges")
         elif (
-            tag == "data" and self.inside == "edge" and attributes.get("key") == (self.key or "weight")
+            tag == "data" and self.inside == "edge" and self.is_weight(attributes.get("key", ""))
         ) or (tag == "default" and self.inside == "key"):
             self.text = []
 
+    def is_weight(self, key: str) -> bool:
+        """Tell whether a key is that of the weights: the declared one, or an undeclared "weight"."""
+        return key == (self.key or "weight") and (key in self.keys) == bool(self.key)
+
     def check(self, count: float, what: str) -> None:
         if count > self.most:
-            raise ValueError(f"more than {self.most:,} {what}: raise --max-edges")
+            raise ValueError(f"more than {self.most:,} {what}: train with a higher --max-edges")
 
     def characters(self, text: str) -> None:
         if self.text is not None:

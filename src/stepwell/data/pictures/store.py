@@ -20,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.data.pictures.network import Network, check_bytes, parse_network
-from stepwell.data.pictures.picture import draw
+from stepwell.data.pictures.picture import Picture, draw
 from stepwell.device import cores
 from stepwell.files import cache_folder
 
 #: Changes when the same file and settings give another picture.
-VERSION = 2
+VERSION = 3
 #: Numbers about each network and its picture.
 FACTS = (
     "nodes", "edges", "parts", "loops", "repeated", "degree_mean", "degree_std", "degree_max",
-    "axis_gap", "skewness", "drawn",
+    "axis_gap", "skewness", "drawn", "tied", "directed", "guessed",
 )  # fmt: skip
 #: Bytes of the checksum at the end of a file in the cache.
 CHECKSUM = 16
@@ -196,8 +196,7 @@ def _picture(path: Path, cache: Path, how: Mapping[str, Any], size: int) -> Draw
         shown = draw(network, how, size)
     except ValueError as error:
         raise ValueError(f"cannot read network {path} ({error}): correct or remove it") from error
-    met = float((shown.cells[:, 0] >= 0).sum())
-    facts = np.array([*_facts(network), shown.axis_gap, shown.skewness, met])
+    facts = facts_of(network, shown)
     whole = shown.pixels.tobytes() + facts.tobytes()
     place = _place(cache, key)
     with contextlib.suppress(OSError):  # a full disk, or one that cannot be written, costs time only
@@ -217,16 +216,18 @@ def _checksum(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=CHECKSUM).digest()
 
 
-def _facts(network: Network) -> list[float]:
-    """The first numbers of `FACTS`."""
+def facts_of(network: Network, shown: Picture) -> NDArray[np.float64]:
+    """The numbers of `FACTS`."""
     from scipy import sparse
     from scipy.sparse.csgraph import connected_components
 
     nodes = len(network.names)
     table = sparse.csr_array((network.weights, network.neighbours, network.start), shape=(nodes, nodes))
     parts, _ = connected_components(table, directed=False)
-    degrees = network.degrees
-    if network.directed:
-        degrees = degrees + np.bincount(network.neighbours, minlength=nodes)
-    numbers = [nodes, network.edges, parts, network.loops, network.repeated]
-    return [*map(float, numbers), degrees.mean(), degrees.std(), float(degrees.max())]
+    degrees = network.total_degrees
+    numbers = [
+        nodes, network.edges, parts, network.loops, network.repeated, degrees.mean(), degrees.std(),
+        degrees.max(), shown.axis_gap, shown.skewness, (shown.cells[:, 0] >= 0).sum(), network.tied,
+        network.directed, network.guessed,
+    ]  # fmt: skip
+    return np.array(numbers, np.float64)
