@@ -87,7 +87,9 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
 }
 
 #: Studies of dynamic inference whose results are published, in benchmarks/results/claims.
-PUBLISHED = ("drnet", "exits", "frames", "glance", "pixels", "sequences", "textexits")
+PUBLISHED = (
+    "drnet", "exits", "frames", "glance", "kernels", "pixels", "sequences", "textexits",
+)  # fmt: skip
 
 DATA = {
     "digits": "1,797 handwritten digits of 8×8 pixels, 10 classes (scikit-learn; no download)",
