@@ -19,10 +19,10 @@ from stepwell.data.detect import boxes_of
 from stepwell.export import detector as exports
 from stepwell.export.detector import Heads, described, export_detector, noise
 from stepwell.kinds import Network
-from stepwell.kinds.detector import SCORE
 from stepwell.measure.detection import detect
 from stepwell.nets.detection.detector import build_detector
 from stepwell.pseudo_labels.teachers import open_box_teachers
+from stepwell.ranges import SURE
 from stepwell.types import Boxes
 
 
@@ -198,7 +198,7 @@ def test_a_server_finds_the_boxes_of_the_detector(tmp_path):
     (answer,) = served.run([served.read(photo.read_bytes())], "8", 1)
     batches = BoxBatches(unlabelled([photo], detector.net.card.classes), 1, size=96)
     (expected,) = detect(detector, batches, ["8"])["8"]
-    sure = expected.scores >= SCORE
+    sure = expected.scores >= SURE
     assert answer.depth == "8"
     assert len(answer.objects) == int(sure.sum()) > 0
     assert torch.allclose(
