@@ -1,13 +1,13 @@
 """Packages that come with an extra of the installation, such as `stepwell[text]`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-#: By extra: who needs it, and its packages.
-EXTRAS = {
+#: By extra: who needs it, and its packages; without names, all that is missing comes with it.
+EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "detection": ("detection needs", ("faster_coco_eval",)),
     "text": ("text needs", ("transformers", "tokenizers")),
-    "onnx": ("ONNX files need", ("onnx", "onnxruntime", "onnxscript")),
+    "onnx": ("ONNX files need", ()),
 }
 
 
@@ -18,6 +18,6 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        if (error.name or "").split(".")[0] not in packages:
+        if packages and (error.name or "").split(".")[0] not in packages:
             raise
         raise ImportError(f"{who} {error.name}: pip install 'stepwell[{name}]'") from error

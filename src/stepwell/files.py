@@ -32,7 +32,8 @@ def export_folder(run: Path) -> Path:
 
 def check_folder(flag: str, folder: Path) -> None:
     """Refuse a folder that cannot be made or written; ValueError names its flag."""
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    paths = (folder, *folder.absolute().parents)
+    above = next(path for path in paths if os.path.exists(path))  # Path.exists may raise
     if not above.is_dir():
         raise ValueError(f"{flag} {folder}: {above} is a file: name another directory")
     if not os.access(above, os.W_OK):

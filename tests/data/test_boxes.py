@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from PIL import Image
 
 from stepwell.data.box_batches import MEAN, STD, BoxBatches, collated, flipped, restored, scaled
-from stepwell.data.box_files import BoxFiles, read_parts
+from stepwell.data.box_files import BoxFiles, keep_test, read_kept, read_parts
 from stepwell.data.box_predictions import read_predictions
 from stepwell.data.boxes import check_apart, read_boxes, read_images, unlabelled
 from stepwell.data.coco import is_number
 from stepwell.data.loader import normalise
+from stepwell.measure.detection import precisions
 from stepwell.types import Boxes
 from tiny_boxes import change, write_boxes, write_json
 
@@ -206,7 +208,7 @@ def test_copies_of_an_image_stay_in_one_part(root):
     copies = {f"train-{i}.png" for i in (1, 2, 3, 4)}
     assert copies in [own & copies for own in names]
     notes = " ".join(parts.notes)
-    assert "3 images are copies of others and count twice, train-2.png of train-1.png" in notes
+    assert "copies of other images, which count twice: 3, train-2.png of train-1.png" in notes
     same = read(root).subset([0, 1])
     with pytest.raises(ValueError, match="is the only image, so none can be set aside: add images"):
         same.split(0.5)
@@ -339,12 +341,26 @@ def test_predictions_made_elsewhere_are_read_by_id_or_by_name(root, tmp_path):
         (score(image_id=3, category_id=8), "train-3.png has category 8"),
         (score(file_name="x.png"), "'x.png' is none of the images"),
         (score(file_name="elsewhere/train-1.png"), "'elsewhere/train-1.png' is none of the images"),
+        (score(file_name="/elsewhere/train-1.png"), "no path ends so"),
     ):
         (folder / "a.json").write_text(json.dumps([wrong]))
         with pytest.raises(ValueError, match=message):
             read_predictions(folder, images)
     with pytest.raises(ValueError, match="no .json file"):
         read_predictions(root / "images", images)
+
+
+def test_a_kept_part_knows_of_which_classes_its_boxes_tell(root, tmp_path):
+    images = read(root)
+    known = torch.tensor([[i % 2 == 0, True] for i in range(len(images))])
+    pairs = zip(images.truth, known, strict=True)
+    part = replace(images, truth=tuple(own.chosen(row[own.labels]) for own, row in pairs), known=known)
+    keep_test(tmp_path, part)
+    back = read_kept(tmp_path, images.classes)
+    assert torch.equal(back.known, known)
+    found = {"all": images.truth}  # boxes of unknown classes are neither right nor wrong
+    assert precisions(back, found)["all/ap"] == pytest.approx(1.0)
+    assert precisions(replace(back, known=None), found)["all/ap"] < 0.9
 
 
 def test_a_folder_without_labels_is_read_and_its_bad_images_named(root):

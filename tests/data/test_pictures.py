@@ -274,6 +274,7 @@ def test_nodes_that_only_names_tell_apart_are_counted():
 
     assert tied(b"h a\nh b\nh c\n") == 0  # leaves of one hub
     assert tied(b"a b\nb c\nc a\n") == 0
+    assert tied(b"a b 1\nc d 1\na c 2\nb d 2\na d 3\nb c 3\n") == 4
     assert tied(b"a b\nb c\nc d\n") == 4
     assert tied(b"# directed\na b\nb c\nc d\n") == 0
 
@@ -610,7 +611,7 @@ def test_a_picture_from_walks_is_noted_where_only_names_tell_nodes_apart(tmp_pat
     ring = "".join(f"{i} {(i + 1) % 210}\n" for i in range(210))
     (tmp_path / "ring.edges").write_text(ring)
     note = format_of(HOW).noted(tmp_path / "ring.edges", 16)[1]
-    assert "depends on the names of its nodes" in note
+    assert "depends on the names of nodes" in note
     (tmp_path / "hubs.edges").write_bytes(text_of(barabasi_albert(210, 3)(np.random.default_rng(0))))
     assert "names" not in format_of(HOW).noted(tmp_path / "hubs.edges", 16)[1]
 

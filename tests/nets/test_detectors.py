@@ -68,7 +68,7 @@ def test_every_head_trains_at_all_depths_and_its_file_finds_the_same_boxes(head,
                 assert (row.labels >= 0).all()
                 assert (row.labels < 2).all()  # the background is no class
                 assert not row.total or row.boxes.max() <= 64
-    with pytest.raises(ValueError, match=r"holds a detector: stepwell.open_network.*\.net is it"):
+    with pytest.raises(ValueError, match=r"a detector: use stepwell.open_network.*\.net.predict"):
         stepwell.load(tmp_path / "net.safetensors")
     opened = open_network(tmp_path / "net.safetensors")
     assert opened.kind == "detector"

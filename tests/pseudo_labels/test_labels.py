@@ -223,6 +223,9 @@ def test_labels_have_thresholds_a_band_and_classes_that_nobody_knows(data, teach
     seen.settle(images, found)
     row = seen.made(images, found).record["classes"]["square"]
     assert (row["labelled"], row["recall"], row["prior"]) == (3, 1.0, 1.0)  # of the images it lists
+    some = [[own if i < 3 else None for i, own in enumerate(found[0])]]
+    seen.settle(images, some)
+    assert float(seen.limits[0]) == pytest.approx(0.7)  # one an image of the three that are listed
     assert count.made(images, found).record["classes"]["square"]["boxes"] == 6  # one an image
 
 

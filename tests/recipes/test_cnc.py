@@ -60,8 +60,24 @@ def test_the_page_shows_which_nodes_decide(run):
     assert set(deletion) == {"n", "salient", "equal degree", "larger"}
     page = write_report([run], run / "report.html").read_text()
     means = "mean picture of each class: red shows counts, green shows degree, blue shows span"
-    for words in ("Without a picture", "the most salient nodes", means, "So the salient nodes matter"):
+    for words in (
+        "Without a picture",
+        "the most salient nodes",
+        means,
+        "is not decided (95 % interval",
+    ):
         assert words in page
+
+
+@pytest.mark.parametrize(("larger", "words"), [
+    (0.9, "So the salient nodes matter more"), (0.1, "So they matter less"),
+    (0.55, "is not decided"), (None, ""),
+])  # fmt: skip
+def test_an_explanation_has_a_verdict(larger, words):
+    from stepwell.report.networks import _verdict
+
+    assert _verdict(larger, 40).startswith(words) or words in _verdict(larger, 40)
+    assert bool(_verdict(larger, 40)) == bool(words)
 
 
 def test_the_file_draws_new_networks_as_the_training_did(run, networks):

@@ -148,11 +148,15 @@ def test_predictions_that_list_some_images_are_measured_on_these(data, tmp_path)
     listed = images.subset(range(0, len(images), 2))
     (tmp_path / "found.json").write_text(json.dumps(listed.coco()))
     learn = partial(train, "pseudo", data=str(data / "images"), **SHORT | {"epochs": 1})
-    with pytest.warns(UserWarning, match=f"found.json lists {len(listed)} of .* tells nothing of the"):
+    with pytest.warns(
+        UserWarning, match=f"found.json lists {len(listed)} of .* has no predictions for the"
+    ):
         results = learn(teacher=(str(tmp_path / "found.json"),), out=tmp_path / "run")
     kept = read_boxes(tmp_path / "run" / "test.json", Path("/"), CLASSES)
     assert {file.name for file in kept.files} <= {file.name for file in listed.files}
     assert results["pseudo"]["teacher_test"]["teachers/ap"] == pytest.approx(1.0)
+    made = json.loads((tmp_path / "run" / "pseudo_labels.json").read_text())
+    assert {Path(row["file_name"]).name for row in made["images"]} < {f.name for f in listed.files}
     (tmp_path / "found.json").write_text(json.dumps(listed.coco()).replace("train-", "other-"))
     with pytest.raises(ValueError, match=r"found.json lists none of the \d+ images, such as .*png"):
         learn(teacher=(str(tmp_path / "found.json"),), out=tmp_path / "none")

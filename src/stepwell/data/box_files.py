@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -18,6 +18,7 @@ from stepwell.data.boxes import (
     unlabelled,
     unlisted,
 )
+from stepwell.data.coco import read_content
 from stepwell.data.decoding import image_files
 from stepwell.data.loader import generator_of, seed_of
 from stepwell.files import write_whole
@@ -28,8 +29,8 @@ from stepwell.measures import some
 PARTS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 #: The json inside the folder of a part, as Roboflow writes it.
 INSIDE = "_annotations.coco.json"
-#: The test part of a run, if no file of its data holds it.
-KEPT = "test.json"
+#: The test part of a run, if no file of its data holds it; and its entry for `BoxSet.known`.
+KEPT, KNOWN = "test.json", "known"
 #: Share of the images that is set aside where there is no test part.
 ASIDE = 0.2
 
@@ -122,7 +123,8 @@ def _measured_parts(
 def keep_test(run: Path, test: BoxSet) -> None:
     """Write a run's test part, which no file of its data holds, to the run."""
     root = Path(test.files[0].resolve().anchor)
-    write_whole(run / KEPT, json.dumps(test.coco(root)).encode())
+    known = {} if test.known is None else {KNOWN: test.known.tolist()}
+    write_whole(run / KEPT, json.dumps(test.coco(root) | known).encode())
 
 
 def read_kept(run: Path, classes: Sequence[str]) -> BoxSet | None:
@@ -131,7 +133,9 @@ def read_kept(run: Path, classes: Sequence[str]) -> BoxSet | None:
     if not file.is_file():
         return None
     remedy = "bring them back, or name other images to measure on with --data"
-    return read_boxes(file, Path(file.resolve().anchor), classes, remedy=remedy)
+    test = read_boxes(file, Path(file.resolve().anchor), classes, remedy=remedy)
+    known = read_content(file).get(KNOWN)
+    return test if known is None else replace(test, known=torch.tensor(known, dtype=torch.bool))
 
 
 def read_test(data: Path, classes: Sequence[str]) -> BoxSet:

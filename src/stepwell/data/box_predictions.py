@@ -129,18 +129,30 @@ def _by_name(
     """The number of each image of `listed`, file names by id, among `images`.
 
     A name with folders is of the image whose path ends with it, and of no other: `images` may be a part
-    of those that the file was made for. `names` has the numbers of images by the last part of their
-    paths. ValueError for a name of several images, and, if `strict`, of none.
+    of those that the file was made for. Of an absolute path, which may be of another computer, the end
+    counts, with one folder at least. `names` has the numbers of images by the last part of their paths.
+    ValueError for a name of several images, and, if `strict`, of none.
     """
     found = {}
     for id, name in listed.items():
-        parts = Path(str(name)).parts
+        parts = [part for part in Path(str(name)).parts if part != ".."]
         same = names.get(parts[-1], []) if parts else []
-        ends = [i for i in same if Path(abspath(images.files[i])).parts[-len(parts) :] == parts]
+        ends = _ends_with(parts, [(i, Path(abspath(images.files[i])).parts) for i in same])
         if not ends and not strict:
             continue
         if len(ends) != 1:
-            why = "is none of the images" if not ends else "has the name of several images"
-            raise ValueError(f"{file}: image {name!r:.80} {why}: name it by its path")
+            why = "is none of the images: no path ends so" if not ends else "may be several images"
+            raise ValueError(f"{file}: image {name!r:.80} {why}; name it by the end of its path")
         found[id] = ends[0]
     return found
+
+
+def _ends_with(parts: Sequence[str], paths: Sequence[tuple[int, tuple[str, ...]]]) -> list[int]:
+    """The numbers of the paths that end with `parts`, or if these are absolute, with most of them."""
+    if not parts:
+        return []
+    shortest = 2 if Path(parts[0]).is_absolute() else len(parts)
+    for length in range(len(parts), shortest - 1, -1):
+        if found := [i for i, path in paths if path[-length:] == tuple(parts[-length:])]:
+            return found
+    return []

@@ -319,7 +319,7 @@ def copies_in(where: Path, images: BoxSet) -> list[str]:
         first.setdefault(content, file.name)
     if not copies:
         return []
-    return [f"{where}: {len(copies)} images are copies of others and count twice, {some(copies)}"]
+    return [f"{where}: copies of other images, which count twice: {len(copies)}, {some(copies)}"]
 
 
 def content_of(file: Path) -> bytes:

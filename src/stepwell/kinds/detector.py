@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepwell.colours import OKABE_ITO
 from stepwell.console import row_table, say, show, show_conditions, size, table, track, written
+from stepwell.files import check_folder
 from stepwell.kinds import Costs, Network, Predicted, classifier
 from stepwell.kinds.serving import Engine
 from stepwell.measures import MEASURES, of_row
@@ -113,6 +114,8 @@ def predict(
     depth = net.full if depth is None else depth
     net.require_ready(depth)
     files, unreadable = _readable(expand(paths))
+    if draw is not None:
+        _check_drawn(draw, files)
     predictions = [Prediction(file, error=error) for file, error in unreadable.items()]
     if files:
         images = unlabelled(files, net.card.classes)
@@ -178,20 +181,9 @@ def _readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
     return good, bad
 
 
-def _draw(
-    folder: Path, files: Sequence[Path], found: Sequence["Boxes"], classes: Sequence[str]
-) -> None:
-    """Write the images with their boxes as PNG files.
-
-    ValueError for two files of one name, a file in place of a folder, or a folder in which an image
-    itself would be written over.
-    """
-    import torch
-    from PIL import Image
-    from torchvision.utils import draw_bounding_boxes
-
-    from stepwell.data.preprocess import whole
-
+def _check_drawn(folder: Path, files: Sequence[Path]) -> None:
+    """Refuse a folder that cannot be written, two images of one name, and to write over an image."""
+    check_folder("--draw", folder)
     names = [file.stem for file in files]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(
@@ -200,8 +192,18 @@ def _draw(
     inputs = {file.resolve() for file in files}
     if lost := [file for file in files if (folder / f"{file.stem}.png").resolve() in inputs]:
         raise ValueError(f"--draw {folder} would write over the image {lost[0]}: name another folder")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--draw {folder} is a file: name a folder")
+
+
+def _draw(
+    folder: Path, files: Sequence[Path], found: Sequence["Boxes"], classes: Sequence[str]
+) -> None:
+    """Write the images with their boxes as PNG files."""
+    import torch
+    from PIL import Image
+    from torchvision.utils import draw_bounding_boxes
+
+    from stepwell.data.preprocess import whole
+
     folder.mkdir(parents=True, exist_ok=True)
     for file, own in zip(files, found, strict=True):
         pixels = torch.from_numpy(whole(file)).permute(2, 0, 1)
@@ -314,7 +316,7 @@ def show_labels(made: Mapping[str, Any]) -> None:
     ]  # fmt: skip
     show(table("labels from teachers", ["class", "threshold", "boxes", *known], rows))
     ap = made["teacher_test"].get("teachers/ap")
-    told = "; the teachers tell nothing of the test images"
+    told = "; the teachers have no predictions for the test images"
     if ap is not None:
         told = f"; the teachers have an AP of {100 * ap:.1f} % on the test part"
     if made["truth"] == "teacher":

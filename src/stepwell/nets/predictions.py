@@ -31,7 +31,8 @@ class Prediction(NamedTuple):
     value: the number, by a network that predicts one; `label` is its name.
     box: corners x1, y1, x2, y2 of one object in pixels of the upright image, by a detector. An image
         has a prediction for each object; without any, one whose box is empty.
-    objects: by a server, which gives one prediction for an image: its objects, each with a box.
+    objects: of a detector in Python and in a server, which give one prediction for an image: its
+        objects, each with a box.
     note: about the input, such as a text that was cut, or a network whose picture is uncertain.
     """
 

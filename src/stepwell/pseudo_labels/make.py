@@ -100,7 +100,7 @@ class Judge:
         if making.calibrate:
             self._calibrate(images, found)
         fused = self.fused(found)
-        # a box that no teacher could know is not missed
+        # leave out true boxes of images that no teacher tells of
         told = fused.known | ~categories.covers.any(0)
         truth = [own.chosen(row[own.labels]) for own, row in zip(images.truth, told, strict=True)]
         self.matches = matched(self._told(images, fused.boxes), truth, len(categories.names))
@@ -131,14 +131,14 @@ class Judge:
             torch.cat([getattr(boxes, name) for boxes in own]) if own else torch.zeros(0)
             for name in ("labels", "scores")
         )
-        self.limits = self._limits(labels.long(), scores, len(images))
+        self.limits = self._limits(labels.long(), scores, fused.known.sum(0))
         if not (scores >= self.limits[labels.long()]).any():
             self._refuse(scores, len(images))
         low = self.making.ignore_from
         if low is not None and low >= float(self.limits.max()):
             self.notes.append(
                 f"--ignore-from {low:g} lies above the threshold of every class (the highest is "
-                f"{float(self.limits.max()):.2f}), so no box is left open"
+                f"{float(self.limits.max()):.2f}), so it changes nothing"
             )
 
     def made(self, images: BoxSet, found: Sequence[Sequence[Boxes | None]]) -> Made:
@@ -182,8 +182,8 @@ class Judge:
                     "labelled images, so its scores stay as they are"
                 )
 
-    def _limits(self, labels: Tensor, scores: Tensor, images: int) -> Float[Tensor, " classes"]:
-        """The threshold of each class."""
+    def _limits(self, labels: Tensor, scores: Tensor, images: Tensor) -> Float[Tensor, " classes"]:
+        """The threshold of each class; `images`: of how many the boxes tell (classes,)."""
         making, classes = self.making, len(self.categories.names)
         if making.thresholds == "fixed":
             return torch.full((classes,), making.min_score)
@@ -287,11 +287,6 @@ def _twins(made: BoxSet, categories: Categories) -> list[str]:
         f"{100 * float(share[a, b]):.0f} % of {categories.names[a]} on {categories.names[b]}"
         for a, b in often
     ]
-
-
-def told_of(made: BoxSet) -> BoxSet:
-    """The images of which a teacher tells something: others have nothing to teach."""
-    return made if made.known is None else made.subset(made.known.any(1).nonzero()[:, 0].tolist())
 
 
 def without_empty(made: BoxSet, *, keep: bool = False) -> tuple[BoxSet, int]:

@@ -31,7 +31,7 @@ class PseudoLabels:
 
     Attributes:
         thresholds: f1: of each class the one with the best F1 on labelled images; count: the one that
-            gives as many boxes an image as these have; fixed: --min-score for all.
+            gives the labels' number of boxes per image; fixed: --min-score for all.
         min_score: threshold if fixed, and of a class that the labels do not decide.
         ignore_from: boxes from this score up to the threshold are neither objects nor background.
         calibrate: map each teacher's scores to its share of right boxes on labelled images.

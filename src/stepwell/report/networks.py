@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from stepwell.files import damaged, read_json
+from stepwell.measures import share_interval
 from stepwell.report.figures import Figure, svg
 from stepwell.report.markup import as_decimal, as_percent, figure, table
-from stepwell.report.run_record import RunRecord, as_mapping, number
+from stepwell.report.run_record import RunRecord, as_mapping, finite, number
 
 #: The file of the run with its examples.
 FILE = "explained.json"
-#: Share of the cells with nodes, in percent, below which brightness is not clipped.
+#: Percentile of the lit cells that gets full brightness.
 BRIGHT = 95
 
 
@@ -74,16 +75,22 @@ def _deletion(found: Mapping[str, Any]) -> list[str]:
         f"Without the most salient nodes, the margin of the predicted class falls by {salient} in the "
         f"mean over {found['n']} test networks; without as many nodes of equal degree, by {other}. The "
         f"first fall is the larger one in {as_percent(number(found.get('larger')))} of the networks. "
-        f"{_verdict(number(found.get('salient')), number(found.get('equal degree')))}"
+        f"{_verdict(number(found.get('larger')), int(finite(found['n'])))}"
     )
     return [f"<p>{escape(text)}</p>"]
 
 
-def _verdict(salient: float | None, other: float | None) -> str:
-    """Say whether saliency names nodes that matter."""
-    if salient is not None and other is not None and salient > other:
-        return "So the salient nodes matter more than their degrees explain."
-    return "So the salient nodes matter no more than others: do not trust the explanations below."
+def _verdict(larger: float | None, networks: int) -> str:
+    """Say whether the salient nodes matter, by the share of the networks in which they matter more."""
+    if larger is None:
+        return ""
+    low, high = share_interval(larger, networks)
+    shown = f"(95 % interval of that share: {100 * low:.0f} to {100 * high:.0f} %)"
+    if low > 0.5:
+        return f"So the salient nodes matter more than their degrees explain {shown}."
+    if high < 0.5:
+        return f"So they matter less than others: do not trust the explanations below {shown}."
+    return f"Whether they matter more than others is not decided {shown}."
 
 
 def _caption(one: Mapping[str, Any]) -> str:

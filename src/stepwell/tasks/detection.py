@@ -132,6 +132,7 @@ def shown(
 
     Errors are missed true boxes, and wrong boxes with a score of at least `SURE`.
     """
+    found = {name: test.judged(boxes) for name, boxes in found.items()}
     sure = {name: [own.chosen(own.scores >= SURE) for own in boxes] for name, boxes in found.items()}
     sure |= {name: [*boxes] for name, boxes in pictured.items()}
     errors = []

@@ -15,7 +15,7 @@ from stepwell.nets import build
 from stepwell.nets.decisions.glances import Where, policy_of
 from stepwell.nets.families.glance import is_glance, start_encoders
 from stepwell.nets.files.initial_weights import Start, start_pretrained
-from stepwell.nets.files.nested import load
+from stepwell.nets.files.nested import load_both
 from stepwell.nets.nested.net import NestedNet
 from stepwell.tasks import classification
 from stepwell.tasks.measuring import Measured
@@ -87,7 +87,7 @@ def start_glances(
         theirs = build(encoder)
         card = start_pretrained(theirs).card
     else:
-        theirs = load(init)
+        theirs, _ = load_both(init)
         card = theirs.card
         own_name = theirs.builder[0] if theirs.builder is not None else ""
         if own_name == name:

@@ -27,7 +27,6 @@ from stepwell.pseudo_labels.make import (
     Making,
     Thresholds,
     described,
-    told_of,
     without_empty,
 )
 from stepwell.pseudo_labels.store import Store
@@ -137,8 +136,8 @@ def _of_files(teachers: Sequence[BoxTeacher], pool: BoxPool) -> list[str]:
             )
         if missing:
             notes.append(
-                f"{teacher.name} lists {len(every) - len(missing)} of {len(every)} images and tells "
-                f"nothing of the others, {some(missing)}"
+                f"{teacher.name} lists {len(every) - len(missing)} of {len(every)} images and has no "
+                f"predictions for the others, {some(missing)}"
             )
     return notes
 
@@ -225,20 +224,15 @@ def _apart(
 ) -> tuple[BoxSet, BoxSet, BoxSet | None]:
     """Images without labels in training, test and validation parts.
 
-    An image that a file of predictions does not list has no boxes that something could be measured on,
-    so the parts to measure on come from those that most teachers tell of.
+    Where all teachers are files of predictions, an image that none of them lists has no boxes to
+    measure anything on, so it stays in the training part.
     """
-    told = sum(
-        (
-            torch.tensor([boxes is not None for boxes in teacher.find(images)])
-            for teacher in sources.teachers
-            if not teacher.keeps
-        ),
-        torch.zeros(len(images), dtype=torch.long),
-    )
-    best = (told == told.max()).tolist()
-    rest = images.subset(i for i, is_best in enumerate(best) if not is_best)
-    images = images.subset(i for i, is_best in enumerate(best) if is_best)
+    rest = images.subset(())
+    if not any(teacher.keeps for teacher in sources.teachers):
+        found = zip(*(teacher.find(images) for teacher in sources.teachers), strict=True)
+        listed = [any(own is not None for own in boxes) for boxes in found]
+        rest = images.subset(i for i, is_listed in enumerate(listed) if not is_listed)
+        images = images.subset(i for i, is_listed in enumerate(listed) if is_listed)
     if test is None:
         images, test = images.split(ASIDE)
     if validation is None and fraction:
@@ -275,11 +269,14 @@ def label(
     judge = Judge(sources.names, sources.categories, sources.making, labelled_before)
     own = task.train.examples
     seen = found(own, "training")
+    listed = [i for i, boxes in enumerate(zip(*seen, strict=True)) if any(b is not None for b in boxes)]
+    if len(listed) < len(own):  # of the others, nobody says whether they are empty
+        own, seen = own.subset(listed), [[boxes[i] for i in listed] for boxes in seen]
     judge.settle(own, seen)
     made = judge.made(own, seen)
     for note in made.notes:
         warnings.warn(note, stacklevel=2)
-    images, empty = without_empty(told_of(made.images), keep=keep_empty)
+    images, empty = without_empty(made.images, keep=keep_empty)
     images = images if mask else replace(images, known=None)
     if empty:
         text = f"note: {empty} images without a box are left out; with --keep-empty they are background"

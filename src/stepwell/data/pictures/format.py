@@ -34,8 +34,8 @@ DOUBTS = {
         "the axes of its picture are uncertain (two nearly equal, or nearly symmetric)",
     ),
     "names": (
-        "{n} of {count} pictures depend on the names of the nodes, which structure does not tell apart",
-        "its picture depends on the names of its nodes, which structure does not tell apart",
+        "{n} of {count} pictures depend on the names of nodes, because some have the same structure",
+        "its picture depends on the names of nodes, because some have the same structure",
     ),
     "header": (
         "the first line of {n} of {count} files is taken for a header, such as that of {first}",

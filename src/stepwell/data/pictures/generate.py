@@ -51,12 +51,13 @@ def watts_strogatz(nodes: int, degree: int, chance: float) -> Generator:
 
     ValueError for an odd degree, one without a free place for an edge, or a chance outside 0 to 1.
     """
-    if degree % 2 or not 2 <= degree <= nodes - 2:
+    _check_share("chance", chance)
+    most = (nodes - 1 - (chance > 0)) // 2 * 2  # a rewired edge needs a free place
+    if degree % 2 or not 2 <= degree <= most:
         raise ValueError(
             f"on a ring of {nodes} nodes, a degree of {degree} is not possible: name an even one from "
-            f"2 to {nodes - 2}"
+            f"2 to {most}"
         )
-    _check_share("chance", chance)
 
     def draw(rng: np.random.Generator) -> Edges:
         near = np.arange(nodes)

@@ -38,8 +38,8 @@ class Network:
     weights: of the edges, positive.
     edges: number of edges, of undirected ones each once; loops: of the self-loops among them.
     repeated: number of lines about an edge that had been named before.
-    tied: number of nodes that only their names tell from another one; nodes of the same neighbours do
-        not count, because their order changes nothing.
+    tied: number of nodes that have the structure of another one, so that only names order them; nodes
+        of the same neighbours do not count, because their order changes nothing.
     guessed: the file's first line was taken for a header without the usual words of one.
     """
 
@@ -182,8 +182,8 @@ def _without_edge(nodes: int, weightless: int, loops: int) -> str:
 def _tied(arrows: NDArray[np.int64], weights: NDArray[np.float64], colours: NDArray[np.uint64]) -> int:
     """Count the nodes that share a colour with another one, but not all its neighbours.
 
-    The order of nodes with the same neighbours, and of those that are all joined, changes nothing.
-    Colours are sorted.
+    The order of nodes with the same neighbours, and of those that are all joined by edges of one
+    weight, changes nothing. Colours are sorted.
     """
     nodes = len(colours)
     first = np.flatnonzero(np.append(True, colours[1:] != colours[:-1]))
@@ -195,8 +195,13 @@ def _tied(arrows: NDArray[np.int64], weights: NDArray[np.float64], colours: NDAr
     outside = np.zeros(nodes, np.uint64)  # hashes of the neighbours of other colours
     for (ends, others), salt in ((arrows, bits), (arrows[::-1], ~bits)):
         np.add.at(outside, ends[~inside], _mixed(hashes[others] ^ salt)[~inside])
-    joined = np.bincount(arrows[0, inside & (arrows[0] != arrows[1])], minlength=nodes)
+    inside &= arrows[0] != arrows[1]
+    joined = np.bincount(arrows[0, inside], minlength=nodes)
+    lightest, heaviest = np.full(nodes, np.inf), np.full(nodes, -np.inf)
+    np.minimum.at(lightest, arrows[0, inside], weights[inside])
+    np.maximum.at(heaviest, arrows[0, inside], weights[inside])
     alike = np.minimum.reduceat(outside, first) == np.maximum.reduceat(outside, first)
+    alike &= np.minimum.reduceat(lightest, first) >= np.maximum.reduceat(heaviest, first)
     for numbers in (np.minimum, np.maximum):
         within = numbers.reduceat(joined, first)
         alike &= (within == 0) | (within == counts - 1)

@@ -124,7 +124,8 @@ class _Head:
 def _cells(line: str, mark: str | None, where: str) -> list[str]:
     """The columns of a line; double quotes may surround each."""
     if line.endswith("}"):  # as networkx writes what it knows of an edge
-        ends, *known = re.split(rf"{mark or ''}\s*(?={{)", line, maxsplit=1)
+        blank = mark or r"\s"
+        ends, *known = re.split(rf"{blank}\s*(?={{)", line, maxsplit=1)
         if known and len(ends.split(mark)) == 2:
             weight = re.search(r"['\"]weight['\"]: *([^,}]*)", known[0])
             line = f"{ends}{mark or ' '}{weight[1] if weight else 1}"

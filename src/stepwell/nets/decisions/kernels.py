@@ -92,14 +92,16 @@ class MixedConv2d(Deciding):
             return (every * shares[:, :, None, None, None]).sum(1)
         if not len(x):
             return conv2d(x, self.weight.chunk(self.kernels)[0], **self.options)
-        count = max(1, min(EXAMPLES, CACHE // (self.weight.nbytes // self.kernels)))
+        count = len(x)
+        if x.device.type == "cpu":
+            count = max(1, min(EXAMPLES, CACHE // (self.weight.nbytes // self.kernels)))
         pieces = zip(x.split(count), shares.to(self.weight.dtype).split(count), strict=True)
         return torch.cat([self._run_at_once(own, self.mixed(few)) for own, few in pieces])
 
     def _run_at_once(self, x: Maps, mixed: Float[Tensor, "filters _ _ _"]) -> Maps:
         """Convolve a few examples with their kernels."""
         count = len(x)
-        if not x.is_contiguous():
+        if x.device.type == "cpu" and not x.is_contiguous():
             pairs = zip(x.split(1), mixed.chunk(count), strict=True)
             return torch.cat([conv2d(own, kernel, **self.options) for own, kernel in pairs])
         y = conv2d(x.reshape(1, -1, *x.shape[2:]), mixed, groups=count, **self.options)

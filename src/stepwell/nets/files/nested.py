@@ -205,8 +205,7 @@ def load(
     """
     if kind_of(path) == DETECTOR:
         raise ValueError(
-            f"{path} holds a detector: stepwell.open_network({str(path)!r}).net is it, and its predict "
-            "finds objects"
+            f"{path} holds a detector: use stepwell.open_network({str(path)!r}).net.predict(image)"
         )
     return load_both(path, module, heads)[0]
 
