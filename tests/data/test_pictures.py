@@ -74,7 +74,7 @@ def test_isolated_nodes_are_left_out_of_sampled_walks_and_walks_have_a_limit():
     apart = picture.draw(network, HOW, 48).cells[:, 0] < 0
     assert (apart == (network.degrees == 0)).all()
     assert apart.sum() == 10
-    few = parse_network(b"# undirected nodes=2000000\n0 1\n", ".edges", HOW)
+    few = parse_network(b"# undirected nodes=200000\n0 1\n", ".edges", HOW)
     assert picture.draw(few, HOW, 48).pixels.any()  # walks begin at two nodes alone
     rng = np.random.default_rng(0)
     network = parse_network(text, ".edges", HOW)
