@@ -15,7 +15,7 @@ from stepwell.report.sections import grid
 
 
 class Words(NamedTuple):
-    """How the page speaks of glances.
+    """The page's words about glances, or about frames.
 
     whole, part: what the first glance and a later one see. way: the range of a place.
     counted: the title of the counts of places. controls: places besides those of the results.

@@ -49,8 +49,8 @@ def read_splits(
 ) -> Splits:  # fmt: skip
     """The images of `data`, at the size that `images` names, or their own, or the usual one of `net`.
 
-    ValueError if `out` lies in `data` or cannot be made, `data` are texts, a flag of texts was set, or
-    one of pictures of networks and `data` are none.
+    ValueError if `out` lies in `data` or cannot be made, if `data` holds texts or a flag of texts was
+    set, or if a flag of pictures was set and `data` holds no networks.
 
     drawn: the recipe takes only what `pictures` draws, and no photographs.
     """

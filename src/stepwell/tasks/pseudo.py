@@ -109,26 +109,30 @@ def open_sources(
         folder, files, categories.names, labelled, fraction=fraction,
         val_fraction=training.val_fraction, seed=training.seed,
     )  # fmt: skip
-    for note in (*categories.notes, *pool.notes, *_of_files(teachers, pool)):
+    pool, of_files = _listed(teachers, pool)
+    for note in (*categories.notes, *pool.notes, *of_files):
         warnings.warn(note, stacklevel=3)
     return Sources(teachers, categories, pool, making)
 
 
-def _of_files(teachers: Sequence[BoxTeacher], pool: BoxPool) -> list[str]:
-    """Lines about images that files of predictions do not list; ValueError for a file that fits none.
+def _listed(teachers: Sequence[BoxTeacher], pool: BoxPool) -> tuple[BoxPool, list[str]]:
+    """Leave out the images to label that no teacher says anything about; with lines that say so.
 
-    A file is read against all images, because a name may stand in several of their parts.
+    A file of predictions is read against all images, because a name may stand in several parts.
+    ValueError for a file that lists none of them.
     """
     notes = []
+    said = torch.zeros(len(pool.images), dtype=torch.bool)
     for teacher in teachers:
         if teacher.keeps:
+            said[:] = True
             continue
         every = pool.images
         for part in (pool.test, pool.validation):
             every = every if part is None else every.joined(part)
-        missing = [
-            f.name for f, own in zip(every.files, teacher.find(every), strict=True) if own is None
-        ]
+        found = teacher.find(every)
+        said |= torch.tensor([own is not None for own in found[: len(said)]], dtype=torch.bool)
+        missing = [f.name for f, own in zip(every.files, found, strict=True) if own is None]
         if len(missing) == len(every):
             raise ValueError(
                 f"{teacher.name} lists none of the {len(every)} images, such as {every.files[0]}: "
@@ -139,7 +143,12 @@ def _of_files(teachers: Sequence[BoxTeacher], pool: BoxPool) -> list[str]:
                 f"{teacher.name} lists {len(every) - len(missing)} of {len(every)} images and has no "
                 f"predictions for the others, {some(missing)}"
             )
-    return notes
+    if not said.any():
+        raise ValueError(
+            "the predictions are of test and validation images only: add those of images to train on"
+        )
+    images = pool.images if said.all() else pool.images.subset(said.nonzero()[:, 0].tolist())
+    return pool._replace(images=images), notes
 
 
 def check_store(store: Path | None, data: str) -> None:
@@ -197,7 +206,7 @@ def prepare(sources: Sources, files: BoxFiles, training: Optimisation, name: str
     """The images as batches, before the teachers have labelled them."""
     images, labelled, test, validation, _ = sources.pool
     if labelled is None:
-        images, test, validation = _apart(images, test, validation, training.val_fraction, sources)
+        images, test, validation = _apart(images, test, validation, training.val_fraction)
     detection.check_patience(training, validation is not None)
     assert training.batch_size is not None
     batches = BoxBatches(
@@ -220,24 +229,14 @@ def prepare(sources: Sources, files: BoxFiles, training: Optimisation, name: str
 
 
 def _apart(
-    images: BoxSet, test: BoxSet | None, validation: BoxSet | None, fraction: float, sources: Sources
+    images: BoxSet, test: BoxSet | None, validation: BoxSet | None, fraction: float
 ) -> tuple[BoxSet, BoxSet, BoxSet | None]:
-    """Images without labels in training, test and validation parts.
-
-    Where all teachers are files of predictions, an image that none of them lists has no boxes to
-    measure anything on, so it stays in the training part.
-    """
-    rest = images.subset(())
-    if not any(teacher.keeps for teacher in sources.teachers):
-        found = zip(*(teacher.find(images) for teacher in sources.teachers), strict=True)
-        listed = [any(own is not None for own in boxes) for boxes in found]
-        rest = images.subset(i for i, is_listed in enumerate(listed) if not is_listed)
-        images = images.subset(i for i, is_listed in enumerate(listed) if is_listed)
+    """Images without labels in training, test and validation parts."""
     if test is None:
         images, test = images.split(ASIDE)
     if validation is None and fraction:
         images, validation = images.split(fraction)
-    return images.joined(rest) if len(rest) else images, test, validation
+    return images, test, validation
 
 
 def label(
@@ -269,9 +268,6 @@ def label(
     judge = Judge(sources.names, sources.categories, sources.making, labelled_before)
     own = task.train.examples
     seen = found(own, "training")
-    listed = [i for i, boxes in enumerate(zip(*seen, strict=True)) if any(b is not None for b in boxes)]
-    if len(listed) < len(own):  # of the others, nobody says whether they are empty
-        own, seen = own.subset(listed), [[boxes[i] for i in listed] for boxes in seen]
     judge.settle(own, seen)
     made = judge.made(own, seen)
     for note in made.notes:
