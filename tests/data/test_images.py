@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from stepwell.data import ImageSet, load_images, load_unlabeled
 from stepwell.data.decoding import Files, image_files, read_image
-from stepwell.data.images import check_outside
+from stepwell.data.folders import check_outside
 
 
 def test_a_folder_of_classes_is_read_whole_and_a_part_set_aside(image_folder):

@@ -9,16 +9,9 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from tyro.conf import FlagConversionOff
 
-from stepwell.data.boxes import (
-    BoxSet,
-    check_apart,
-    content_of,
-    copies_in,
-    read_boxes,
-    unlabelled,
-    unlisted,
-)
+from stepwell.data.boxes import BoxSet, read_boxes, unlabelled, unlisted
 from stepwell.data.coco import read_content
+from stepwell.data.copies import check_apart, content_of, copies_in
 from stepwell.data.decoding import image_files
 from stepwell.data.loader import generator_of, seed_of
 from stepwell.files import write_whole

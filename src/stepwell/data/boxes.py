@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from os.path import abspath, isfile
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from stepwell.data.coco import (
     read_content,
     row_of,
 )
+from stepwell.data.copies import content_of
 from stepwell.data.decoding import check_files, image_files
 from stepwell.data.loader import generator_of, seed_of
 from stepwell.data.preprocess import open_image, upright_size
@@ -293,39 +294,6 @@ def unlabelled(files: Sequence[Path], classes: Sequence[str] = (), where: Path |
         tuple(files), tuple(range(1, count + 1)), sizes, (none,) * count, tuple(classes),
         tuple(range(1, len(classes) + 1)), labelled=False,
     )  # fmt: skip
-
-
-def check_apart(parts: Mapping[str, BoxSet | None]) -> None:
-    """Raise ValueError if an image of one part, by name, is in another one, under whatever name."""
-    known: dict[bytes, tuple[str, Path]] = {}
-    for part, images in parts.items():
-        own = {} if images is None else dict(zip(images.contents, images.files, strict=True))
-        for content, file in own.items():
-            if content in known:
-                other, twin = known[content]
-                raise ValueError(
-                    f"{part} image {file} is {other} image {twin} (equal content): remove one of them"
-                )
-        known |= {content: (part, file) for content, file in own.items()}
-
-
-def copies_in(where: Path, images: BoxSet) -> list[str]:
-    """A line about images that are there twice under different names; none without any."""
-    first: dict[bytes, str] = {}
-    copies = []
-    for content, file in zip(images.contents, images.files, strict=True):
-        if content in first:
-            copies.append(f"{file.name} of {first[content]}")
-        first.setdefault(content, file.name)
-    if not copies:
-        return []
-    return [f"{where}: copies of other images, which count twice: {len(copies)}, {some(copies)}"]
-
-
-def content_of(file: Path) -> bytes:
-    """A hash of a file's content, equal for copies under any name."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, partial(hashlib.blake2b, digest_size=16)).digest()
 
 
 def _listed(

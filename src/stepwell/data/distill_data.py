@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from stepwell.data.folders import load_unlabeled
 from stepwell.data.image_flags import Changes
-from stepwell.data.images import ImageSet, load_unlabeled
+from stepwell.data.images import ImageSet
 from stepwell.data.loader import Extra
 from stepwell.data.mixing import Change, Replace
 from stepwell.flags import Together, flag

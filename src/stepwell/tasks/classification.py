@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeVar
 
 from stepwell.data import Batches, ImageSet, Splits, load_images
 from stepwell.data.decoding import DIFFERENT
+from stepwell.data.folders import check_outside
 from stepwell.data.formats import Drawing, format_of
 from stepwell.data.image_flags import Augmentation, Images
-from stepwell.data.images import check_outside
 from stepwell.data.pictures.flags import Pictures
 from stepwell.data.text_files import TextFiles, holds_texts
 from stepwell.files import check_folder, config_of
