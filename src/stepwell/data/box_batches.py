@@ -205,16 +205,16 @@ def decode(files: Sequence[Path], longest: int) -> list[UInt8[Tensor, "3 _ _"]]:
         return [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in pool.map(read, files)]
 
 
-def flipped(found: Boxes, width: float) -> Boxes:
+def flipped(boxes: Boxes, width: float) -> Boxes:
     """The boxes of a mirrored image of some width."""
-    x1, y1, x2, y2 = found.boxes.unbind(1)
-    return found._replace(boxes=torch.stack([width - x2, y1, width - x1, y2], 1))
+    x1, y1, x2, y2 = boxes.boxes.unbind(1)
+    return boxes._replace(boxes=torch.stack([width - x2, y1, width - x1, y2], 1))
 
 
-def scaled(found: Boxes, x: float, y: float) -> Boxes:
+def scaled(boxes: Boxes, x: float, y: float) -> Boxes:
     """The boxes of a scaled image."""
-    return found._replace(
-        boxes=found.boxes * found.boxes.new_tensor([x, y, x, y]), areas=found.areas * x * y
+    return boxes._replace(
+        boxes=boxes.boxes * boxes.boxes.new_tensor([x, y, x, y]), areas=boxes.areas * x * y
     )
 
 

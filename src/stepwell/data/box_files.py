@@ -150,11 +150,12 @@ def _json_of(data: Path, part: str) -> Path | None:
         for file in (data / f"{name}.json", data / name / INSIDE):
             if file.is_file():
                 return file
-        found = sorted((data / "annotations").glob(f"instances_{name}*.json"))
-        if len(found) > 1:
-            raise ValueError(f"{data} has {found[0].name} and {found[1].name}: name one with --data")
-        if found:
-            return found[0]
+        matches = sorted((data / "annotations").glob(f"instances_{name}*.json"))
+        if len(matches) > 1:
+            one, other, *_ = matches
+            raise ValueError(f"{data} has {one.name} and {other.name}: name one with --data")
+        if matches:
+            return matches[0]
     return None
 
 
@@ -259,14 +260,13 @@ def _unlabelled_of(
     folder: Path, classes: Sequence[str], labelled: BoxSet | None, *apart: BoxSet | None
 ) -> tuple[BoxSet, list[str]]:
     """The images below a folder and the labelled ones, each once, without those of other parts."""
-    own = {} if labelled is None else dict(zip(labelled.contents, labelled.files, strict=True))
+    chosen = {} if labelled is None else dict(zip(labelled.contents, labelled.files, strict=True))
     taken = {
         content: file
         for part in apart
         if part is not None
         for content, file in zip(part.contents, part.files, strict=True)
     }
-    chosen = dict(own)
     twice, elsewhere = [], []
     for file in image_files(folder):
         content = content_of(file)

@@ -76,8 +76,8 @@ class BoxSet:
     @property
     def counts(self) -> dict[str, int]:
         """The number of boxes of each class, without crowds."""
-        found = Counter(i for t in self.truth for i in t.labels[~t.crowd].tolist())
-        return {name: found[i] for i, name in enumerate(self.classes)}
+        counts = Counter(i for t in self.truth for i in t.labels[~t.crowd].tolist())
+        return {name: counts[i] for i, name in enumerate(self.classes)}
 
     def subset(self, indices: Iterable[int]) -> "BoxSet":
         """The images at `indices`, in that order."""
@@ -128,32 +128,32 @@ class BoxSet:
         )
 
     def with_classes(
-        self, names: Sequence[str], of: Sequence[int], told: Sequence[bool] | None = None
+        self, names: Sequence[str], of: Sequence[int], labelled: Sequence[bool] | None = None
     ) -> "BoxSet":
         """The images with labels of other classes.
 
         Args:
             names: the other classes.
             of: the number of each own class among them; -1 drops its boxes.
-            told: True for the classes that the boxes tell of; all by default.
+            labelled: True for the classes that the boxes tell of; all by default.
         """
         numbers = torch.tensor([*of])
         truth = []
         for own in self.truth:
             labels = numbers[own.labels]
             truth.append(own._replace(labels=labels).chosen(labels >= 0))
-        whole = told is None or all(told)
-        known = None if whole else torch.tensor([told]).repeat(len(self), 1)
+        whole = labelled is None or all(labelled)
+        known = None if whole else torch.tensor([labelled]).repeat(len(self), 1)
         categories = tuple(range(1, len(names) + 1))
         return replace(
             self, truth=tuple(truth), classes=tuple(names), categories=categories, known=known
         )
 
-    def with_boxes(self, found: Sequence[Boxes]) -> "BoxSet":
+    def with_boxes(self, boxes: Sequence[Boxes]) -> "BoxSet":
         """The images with other boxes, such as predicted ones, one entry an image."""
-        if len(found) != len(self):
-            raise ValueError(f"{len(found)} entries of boxes for {len(self)} images")
-        return replace(self, truth=tuple(found), labelled=True, notes=())
+        if len(boxes) != len(self):
+            raise ValueError(f"{len(boxes)} entries of boxes for {len(self)} images")
+        return replace(self, truth=tuple(boxes), labelled=True, notes=())
 
     @cached_property
     def contents(self) -> tuple[bytes, ...]:
@@ -163,14 +163,14 @@ class BoxSet:
     @property
     def fingerprint(self) -> str:
         """A hash of the images and of their boxes."""
-        found = hashlib.sha256(json.dumps([self.classes, self.labelled]).encode())
+        digest = hashlib.sha256(json.dumps([self.classes, self.labelled]).encode())
         for content, truth in zip(self.contents, self.truth, strict=True):
-            found.update(content)
+            digest.update(content)
             for values in (truth.boxes, truth.labels, truth.crowd, truth.scores):
-                found.update(values.contiguous().numpy().tobytes())
+                digest.update(values.contiguous().numpy().tobytes())
         if self.known is not None:
-            found.update(self.known.contiguous().numpy().tobytes())
-        return found.hexdigest()[:16]
+            digest.update(self.known.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def coco(self, below: Path | None = None) -> dict[str, Any]:
         """The images and boxes as COCO's json has them; predicted boxes have a "score", too.
@@ -191,19 +191,20 @@ class BoxSet:
         ]
         return {"images": images, "annotations": annotations, "categories": categories}
 
-    def judged(self, found: Sequence[Boxes]) -> list[Boxes]:
-        """The found boxes of each image, in order, of the classes that its own boxes tell of."""
+    def judged(self, predictions: Sequence[Boxes]) -> list[Boxes]:
+        """The predicted boxes of each image, in order, of the classes that its own boxes tell of."""
         if self.known is None:
-            return [*found]
-        return [own.chosen(row[own.labels]) for own, row in zip(found, self.known, strict=True)]
+            return [*predictions]
+        return [own.chosen(row[own.labels]) for own, row in zip(predictions, self.known, strict=True)]
 
-    def results(self, found: Sequence[Boxes]) -> list[dict[str, Any]]:
+    def results(self, predictions: Sequence[Boxes]) -> list[dict[str, Any]]:
         """Predicted boxes of the images, in order, as COCO's list of results has them."""
-        rows = (row for id, one in zip(self.ids, found, strict=True) for row in self._rows(id, one))
+        pairs = zip(self.ids, predictions, strict=True)
+        rows = (row for id, boxes in pairs for row in self._rows(id, boxes))
         return [{k: row[k] for k in ("image_id", "category_id", "bbox", "score")} for row in rows]
 
-    def _rows(self, image: int, found: Boxes) -> list[dict[str, Any]]:
-        rows = zip(*(values.tolist() for values in found), strict=True)
+    def _rows(self, image: int, boxes: Boxes) -> list[dict[str, Any]]:
+        rows = zip(*(values.tolist() for values in boxes), strict=True)
         return [
             {
                 "image_id": image, "category_id": self.categories[label],
@@ -244,7 +245,7 @@ def read_boxes(
         check_size(file, path, size, entry)
     numbers = {id: i for i, id in enumerate(ids)}
     names, notes = categories_of(file, content, classes)
-    kept = tuple(classes) if classes is not None else tuple(names.values())
+    class_names = tuple(classes) if classes is not None else tuple(names.values())
     rows: list[list[Row]] = [[] for _ in ids]
     for entry in content["annotations"]:
         at = numbers.get(entry.get("image_id")) if is_id(entry.get("image_id")) else None
@@ -253,14 +254,16 @@ def read_boxes(
                 f"{file}: annotation {entry.get('id')!r:.40} is of image "
                 f"{entry.get('image_id')!r:.40}, which is not listed: remove it, or add the image"
             )
-        rows[at].append(row_of(file, paths[at], upright[at], entry, names, kept))
+        rows[at].append(row_of(file, paths[at], upright[at], entry, names, class_names))
     notes += _notes(file, images, paths, rows)
     truth = tuple(boxes_of([row for row in own if row.area > 0]) for own in rows)
     categories = {name: id for id, name in names.items()}
-    own_ids = tuple(categories.get(name, -1 - i) for i, name in enumerate(kept))
-    found = BoxSet(tuple(paths), tuple(ids), tuple(upright), truth, kept, own_ids, notes=tuple(notes))
-    counts = found.counts
-    if classes is None and not found.boxes:
+    category_ids = tuple(categories.get(name, -1 - i) for i, name in enumerate(class_names))
+    part = BoxSet(
+        tuple(paths), tuple(ids), tuple(upright), truth, class_names, category_ids, notes=tuple(notes)
+    )
+    counts = part.counts
+    if classes is None and not part.boxes:
         raise ValueError(f"{file} has no box in any image: training needs some")
     if not any(counts.values()):
         raise ValueError(
@@ -271,8 +274,8 @@ def read_boxes(
         )
     if classes is None and (empty := [name for name, count in counts.items() if not count]):
         note = f"{file} has no box of {some(empty)}: a detector will never find one"
-        found = replace(found, notes=(*found.notes, note))
-    return found
+        part = replace(part, notes=(*part.notes, note))
+    return part
 
 
 def read_images(folder: str | Path, classes: Sequence[str] = ()) -> BoxSet:
@@ -345,10 +348,10 @@ def _listed(
 
 def _notes(file: Path, images: Path, paths: Sequence[Path], rows: Sequence[Sequence[Row]]) -> list[str]:
     """Lines about repaired and left out entries, and about entries that may be forgotten."""
-    own = [(path.name, row) for path, found in zip(paths, rows, strict=True) for row in found]
+    own = [(path.name, row) for path, of_image in zip(paths, rows, strict=True) for row in of_image]
     no_area = [name for name, row in own if not row.area]
     out = [name for name, row in own if row.clipped > ROUNDING]
-    empty = [path.name for path, found in zip(paths, rows, strict=True) if not found]
+    empty = [path.name for path, of_image in zip(paths, rows, strict=True) if not of_image]
     each = Counter((name, row.label, row.box) for name, row in own)
     repeated = [name for (name, *_), count in each.items() for _ in range(count - 1)]
     notes = []

@@ -52,9 +52,9 @@ def sheet(source: Source, count: int, size: int) -> NDArray[np.uint8]:
 
 def frames_in(image: Image.Image) -> int:
     """The number of frames of an image file; ValueError for a still image."""
-    if (found := getattr(image, "n_frames", 1)) < 2:
+    if (count := getattr(image, "n_frames", 1)) < 2:
         raise ValueError("it has one frame, and a clip needs two or more")
-    return int(found)
+    return int(count)
 
 
 def _sheet(image: Image.Image, count: int, size: int) -> NDArray[np.uint8]:

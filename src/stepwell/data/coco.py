@@ -155,9 +155,9 @@ def row_of(
 
 def boxes_of(rows: Sequence[Row]) -> Boxes:
     """The boxes of one image."""
-    found = Boxes.of([r.box for r in rows], [r.label for r in rows], [r.score for r in rows])
+    boxes = Boxes.of([r.box for r in rows], [r.label for r in rows], [r.score for r in rows])
     crowd = torch.tensor([r.crowd for r in rows], dtype=torch.bool)
-    return found._replace(crowd=crowd, areas=torch.tensor([r.area for r in rows]))
+    return boxes._replace(crowd=crowd, areas=torch.tensor([r.area for r in rows]))
 
 
 def is_number(value: Any) -> bool:

@@ -140,11 +140,11 @@ def read_image(source: Source, size: int) -> UInt8[Tensor, "3 {size} {size}"]:
 
 def files_below(folder: Path) -> list[Path]:
     """Every file below `folder`, sorted by path, without hidden files and folders."""
-    found = []
+    paths = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in files if not name.startswith(".")]
-    return sorted(found)
+        paths += [Path(place, name) for name in files if not name.startswith(".")]
+    return sorted(paths)
 
 
 def image_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:

@@ -114,7 +114,7 @@ def anchors_of(
 ) -> NDArray[np.float32]:
     """The anchors of all places, level by level, row by row; of FCOS, a square at each place."""
     high, wide = padded
-    found = []
+    anchors = []
     for (rows, columns), cell in zip(grids, about["anchors"], strict=True):
         x: Array
         y: Array
@@ -127,8 +127,8 @@ def anchors_of(
             x = np.arange(columns) * float(wide // columns)
             y = np.arange(rows) * float(high // rows)
         shift = np.stack(np.broadcast_arrays(x[None, :], y[:, None]), -1).reshape(-1, 1, 2)
-        found.append((np.concatenate([shift, shift], -1) + own).reshape(-1, 4))
-    return np.concatenate(found).astype(np.float32)
+        anchors.append((np.concatenate([shift, shift], -1) + own).reshape(-1, 4))
+    return np.concatenate(anchors).astype(np.float32)
 
 
 def _sigmoid_level(

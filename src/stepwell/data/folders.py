@@ -101,9 +101,9 @@ def _folder(
         others = dict(zip([name for name in parts if name != "train"], sets, strict=True))
         for name, part in others.items():
             if part.classes != train.classes:
-                odd = sorted(set(part.classes) ^ set(train.classes))
+                unshared = sorted(set(part.classes) ^ set(train.classes))
                 raise ValueError(
-                    f"{root / name} and {root / 'train'} differ in classes, such as {odd[0]!r}: "
+                    f"{root / name} and {root / 'train'} differ in classes, such as {unshared[0]!r}: "
                     "both need the same class folders"
                 )
         doubts = [note for n, p in others.items() for note in form.notes(p, root / n, training=False)]

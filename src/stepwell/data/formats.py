@@ -124,8 +124,8 @@ def format_of(record: Mapping[str, Any]) -> Format:
     if record.get("format") not in FORMATS:
         raise ValueError(f"no format of images {record.get('format')!r} in this version: upgrade")
     module, name = FORMATS[record["format"]]
-    found: Format = getattr(importlib.import_module(module), name)(record)
-    return found
+    form: Format = getattr(importlib.import_module(module), name)(record)
+    return form
 
 
 def at(about: Mapping[str, NDArray[Any]], indices: Tensor) -> dict[str, NDArray[Any]]:

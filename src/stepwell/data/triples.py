@@ -89,8 +89,8 @@ def _wrong_with(name: str) -> str | None:
         return "it must not be empty or have tabs or line breaks"
     if name != name.strip():
         return "strip the blanks at its ends; a file of triples does not keep them"
-    if found := CONTROL.search(name):
-        return f"it has the control character U+{ord(found[0]):04X}: remove it"
+    if match := CONTROL.search(name):
+        return f"it has the control character U+{ord(match[0]):04X}: remove it"
     if len(name) > LONGEST_NAME:
         return f"it has {len(name):,} characters, more than {LONGEST_NAME:,}"
     if any("\ud800" <= letter <= "\udfff" for letter in name):

@@ -48,8 +48,8 @@ def filter_gradients(objective: ProgressiveKernelKD, batch: Any) -> dict[str, fl
     copied.zero_grad()
     images, labels = batch
     copied.training_step(type(batch)(images.to(device), labels.to(device))).loss.backward()
-    found = {}
+    sizes = {}
     for name, layer in adder_layers(copied.net.module).items():
         assert layer.weight.grad is not None
-        found[name] = float(layer.weight.grad.square().mean().sqrt())
-    return found
+        sizes[name] = float(layer.weight.grad.square().mean().sqrt())
+    return sizes

@@ -93,8 +93,8 @@ def set_price(net: ChoosingNet, task: Task, target: float, most: float) -> None:
         part = task.train.with_images(task.train.images)
     results = _priced(net, part)
     net.price.fill_(best_within(results, target, len(part.images)).price)
-    kept = front(results, BUDGETS)
-    net.budgets = tuple(Budget(o.price, o.cost * most, o.accuracy, o.shares) for o in kept)
+    best = front(results, BUDGETS)
+    net.budgets = tuple(Budget(o.price, o.cost * most, o.accuracy, o.shares) for o in best)
 
 
 def _priced(net: ChoosingNet, batches: Batches) -> list[Priced]:
@@ -126,10 +126,10 @@ def finish_choices(
     """
     run = task.run
     file = run.path / "net.safetensors"
-    kept, results = finished(run, load)
+    finished_net, results = finished(run, load)
     if results is not None:
         return results
-    if kept is None:
+    if finished_net is None:
         net.cpu().eval()
         net.mark_trained()
         images = task.train.images
@@ -140,7 +140,7 @@ def finish_choices(
         if run.writes:
             save(net, file)
     else:
-        net = kept
+        net = finished_net
     tell_measuring(task)
     costs = measuring.choice_table(net, net.card.size)
     results, observed = measuring.measure_choices(net, task.test, costs, system)

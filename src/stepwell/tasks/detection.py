@@ -36,8 +36,8 @@ from stepwell.training.optimisation import Optimisation
 from stepwell.training.progress import tell
 from stepwell.types import Boxes
 
-#: What each depth found on the test images, beside a run's results.
-FOUND = "predictions.json"
+#: The boxes of each depth on the test images, beside a run's results.
+PREDICTIONS = "predictions.json"
 #: Images on a run's page, at most, and their longer side.
 PICTURES, SIDE = 12, 320
 
@@ -125,20 +125,23 @@ def prepare(
 
 
 def shown(
-    test: BoxSet, found: Mapping[str, Sequence[Boxes]], judged: str,
+    test: BoxSet, predictions: Mapping[str, Sequence[Boxes]], judged: str,
     pictured: Mapping[str, Sequence[Boxes]],
 ) -> dict[str, Any]:  # fmt: skip
     """Write the pictures and curves of a run's page: the test images on which `judged` errs most.
 
     Errors are missed true boxes, and wrong boxes with a score of at least `SURE`.
     """
-    found = {name: test.judged(boxes) for name, boxes in found.items()}
-    sure = {name: [own.chosen(own.scores >= SURE) for own in boxes] for name, boxes in found.items()}
-    sure |= {name: [*boxes] for name, boxes in pictured.items()}
+    predictions = {name: test.judged(boxes) for name, boxes in predictions.items()}
+    sure = {
+        name: [boxes.chosen(boxes.scores >= SURE) for boxes in by_image]
+        for name, by_image in predictions.items()
+    }
+    sure |= {name: [*by_image] for name, by_image in pictured.items()}
     errors = []
-    for own, true in zip(sure[judged], test.truth, strict=True):
-        seen = matched([own], [true], len(test.classes))
-        errors.append(len(seen.right) + int(seen.true.sum()) - 2 * int(seen.right.sum()))
+    for boxes, truth in zip(sure[judged], test.truth, strict=True):
+        matches = matched([boxes], [truth], len(test.classes))
+        errors.append(len(matches.right) + int(matches.true.sum()) - 2 * int(matches.right.sum()))
     worst = sorted(range(len(test)), key=lambda i: -errors[i])[:PICTURES]
     images = []
     for i in worst:
@@ -147,14 +150,16 @@ def shown(
         scale = wide / test.sizes[i][1], high / test.sizes[i][0]
         jpeg = io.BytesIO()
         Image.fromarray(pixels).save(jpeg, "JPEG", quality=80)
-        boxes = {"truth": test.truth[i]} | {name: own[i] for name, own in sure.items()}
+        drawn = {"truth": test.truth[i]} | {name: by_image[i] for name, by_image in sure.items()}
         images.append({
             "file": test.files[i].name, "size": [high, wide], "errors": errors[i],
             "jpeg": base64.b64encode(jpeg.getvalue()).decode(),
-            "boxes": {name: _rounded(scaled(own, *scale)) for name, own in boxes.items()},
+            "boxes": {name: _rounded(scaled(boxes, *scale)) for name, boxes in drawn.items()},
         })  # fmt: skip
-    truth = test.coco()
-    curves = {name: precision_recall(truth, test.results(boxes)) for name, boxes in found.items()}
+    coco = test.coco()
+    curves = {
+        name: precision_recall(coco, test.results(by_image)) for name, by_image in predictions.items()
+    }
     return {
         "score": SURE,
         "classes": [*test.classes],
@@ -199,30 +204,30 @@ def finish(
         pictured: which of them the page draws; by default those with a score of at least `SURE`.
     """
     run, file = task.run, task.run.path / "net.safetensors"
-    kept, results = finished(run, load_detector, predictions=False)
-    if results is not None and (run.path / FOUND).is_file():
+    finished_detector, results = finished(run, load_detector, predictions=False)
+    if results is not None and (run.path / PREDICTIONS).is_file():
         return results
-    if kept is None:
+    if finished_detector is None:
         detector.eval()
         detector.net.mark("trained")
         examples = task.train.examples
         detector.net.card = Card(examples.classes, task.train.size, MEAN, STD)
     else:
-        detector = kept
+        detector = finished_detector
     test = task.test.examples
     tell(f"measuring on {len(test)} test {test.NOUN}", quiet=not run.writes)
-    seen, found = measure_detector(detector.to(task.device), task.test)
-    results = {**seen, **spent(run), **(record or {})}
+    measured, predictions = measure_detector(detector.to(task.device), task.test)
+    results = {**measured, **spent(run), **(record or {})}
     if run.writes:
-        if kept is None:
+        if finished_detector is None:
             net = detector.net
-            net.card = net.card.with_costs(seen["costs"], device_name())
+            net.card = net.card.with_costs(measured["costs"], device_name())
             save_detector(detector, file)
         results["file_bytes"] = file.stat().st_size
-        every = found | dict(others or {})
-        rows = {name: test.results(boxes) for name, boxes in every.items()}
-        write_whole(run.path / FOUND, json.dumps(rows).encode())
-        page = shown(test, every, [*found][-1], pictured or {})
+        all_predictions = predictions | dict(others or {})
+        rows = {name: test.results(boxes) for name, boxes in all_predictions.items()}
+        write_whole(run.path / PREDICTIONS, json.dumps(rows).encode())
+        page = shown(test, all_predictions, [*predictions][-1], pictured or {})
         write_whole(run.path / BOXES, json.dumps(page).encode())
         run.write_json("results.json", results)
     return results

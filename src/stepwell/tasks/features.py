@@ -91,7 +91,7 @@ def finish_features(task: Task, net: NestedNet, objective: Distill) -> dict[str,
     Writes net.safetensors and, last, results.json. A finished run keeps them.
     """
     run, file = task.run, task.run.path / "net.safetensors"
-    kept, results = finished(run, load, predictions=False)
+    finished_net, results = finished(run, load, predictions=False)
     if results is not None:
         return results
     tell_measuring(task)
@@ -102,7 +102,7 @@ def finish_features(task: Task, net: NestedNet, objective: Distill) -> dict[str,
     net.mark("trained")
     size = task.train.images.size
     net.card = Card((CLASS,), size, task.train.mean, task.train.std)
-    if run.writes and kept is None:
+    if run.writes and finished_net is None:
         save(net, file, kind=KIND)
     results = {
         "kind": KIND, "rows": None, "test": {"loss": distance}, "examples": len(task.test.images),

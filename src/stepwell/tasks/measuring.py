@@ -126,11 +126,11 @@ def finish(
     """
     run = task.run
     file, predictions = run.path / "net.safetensors", run.path / "predictions.npz"
-    kept, results = finished(run, read or load)
+    finished_net, results = finished(run, read or load)
     if results is not None:
         return results
-    net = (net if kept is None else kept).to(task.device)
-    if kept is None:
+    net = (net if finished_net is None else finished_net).to(task.device)
+    if finished_net is None:
         _complete(net, untrained or {}, task.train, net.depths if trained is None else trained)
         if adder_layers(net.module):
             settle(net, task.train)
@@ -139,8 +139,8 @@ def finish(
         if task.validation is not None and not net.card.numeric:
             net.card = net.card.with_accuracy(*accuracy_on(net, task.validation, "validation"))
             if cascade is not None:
-                found = calibrate_cascade(net, task.validation, **cascade)
-                net.card = replace(net.card, cascade=found)
+                thresholds = calibrate_cascade(net, task.validation, **cascade)
+                net.card = replace(net.card, cascade=thresholds)
         elif cascade is not None:
             warnings.warn(
                 "there is no validation part, so the exits have no thresholds: set --val-fraction "
@@ -149,7 +149,7 @@ def finish(
             )
     tell_measuring(task)
     seen = (measure or partial(measured, kind=kind))(net, task.test)
-    if kept is None:
+    if finished_net is None:
         net.card = net.card.with_costs(seen.costs, device_name())
     results = {**seen.results, **spent(run), **(record or {})}
     if cascade is not None and net.card.cascade:
@@ -159,7 +159,7 @@ def finish(
             known = seen.logits, seen.labels
             results["cascade"]["curve"] = cascade_curve(net, task.validation, *known, **cascade)
     if run.writes:
-        if kept is None:
+        if finished_net is None:
             (write or save)(net, file)
         results["file_bytes"] = file.stat().st_size
         write_predictions(predictions, seen.logits, seen.labels, task.test, seen.more)

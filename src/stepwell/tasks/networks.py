@@ -5,7 +5,7 @@ from typing import Any
 
 from stepwell.data import Splits
 from stepwell.files import write_whole
-from stepwell.measure.networks import baselines, class_means, explain, first_filters
+from stepwell.measure.networks import class_means, explain, first_filters
 from stepwell.nets import NestedNet
 from stepwell.tasks import measuring
 from stepwell.tasks.measuring import Measured
@@ -51,13 +51,14 @@ def finish(task: Task, net: NestedNet, splits: Splits) -> dict[str, Any]:
         return seen._replace(results=seen.results | own)
 
     results = measuring.finish(task, net, measure=measure)
-    reached, found = results["test"][f"{net.full}/accuracy"], results[KEY]["baselines"]
-    lines = ", ".join(f"{name} {100 * one['accuracy']:.1f} %" for name, one in found.items())
-    best = max(found, key=lambda name: found[name]["accuracy"])
+    reached = results["test"][f"{net.full}/accuracy"]
+    accuracies = {name: one["accuracy"] for name, one in results[KEY]["baselines"].items()}
+    lines = ", ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
+    best = max(accuracies, key=accuracies.__getitem__)
     tell(f"without a picture, by logistic regression: {lines}", quiet=not task.run.writes)
-    if found[best]["accuracy"] >= reached:
+    if accuracies[best] >= reached:
         tell(
-            f"note: {best}, without a picture: {100 * found[best]['accuracy']:.1f} % accuracy, no less "
+            f"note: {best}, without a picture: {100 * accuracies[best]:.1f} % accuracy, no less "
             f"than the pictures ({100 * reached:.1f} %): a regression on them is enough here",
             quiet=not task.run.writes,
         )

@@ -130,9 +130,9 @@ def _listed(teachers: Sequence[BoxTeacher], pool: BoxPool) -> tuple[BoxPool, lis
         every = pool.images
         for part in (pool.test, pool.validation):
             every = every if part is None else every.joined(part)
-        found = teacher.find(every)
-        said |= torch.tensor([own is not None for own in found[: len(said)]], dtype=torch.bool)
-        missing = [f.name for f, own in zip(every.files, found, strict=True) if own is None]
+        listed = torch.tensor([boxes is not None for boxes in teacher.find(every)], dtype=torch.bool)
+        said |= listed[: len(said)]
+        missing = [file.name for file, there in zip(every.files, listed, strict=True) if not there]
         if len(missing) == len(every):
             raise ValueError(
                 f"{teacher.name} lists none of the {len(every)} images, such as {every.files[0]}: "
@@ -257,19 +257,21 @@ def label(
     root = run.path / "boxes" if store is None else store
     stores = [Store(root, t) if t.keeps else None for t in sources.teachers]
 
-    def found(images: BoxSet, part: str) -> list[Sequence[Boxes | None]]:
+    def predictions(images: BoxSet, part: str) -> list[Sequence[Boxes | None]]:
         return [
-            teacher.find(images) if kept is None else kept.boxes(images, progress=_told(task, part))
-            for teacher, kept in zip(sources.teachers, stores, strict=True)
+            teacher.find(images)
+            if own_store is None
+            else own_store.boxes(images, progress=_shown(task, part))
+            for teacher, own_store in zip(sources.teachers, stores, strict=True)
         ]
 
     reference = _reference(pool)
-    labelled_before = None if reference is None else (reference, found(reference, "labelled"))
+    labelled_before = None if reference is None else (reference, predictions(reference, "labelled"))
     judge = Judge(sources.names, sources.categories, sources.making, labelled_before)
-    own = task.train.examples
-    seen = found(own, "training")
-    judge.settle(own, seen)
-    made = judge.made(own, seen)
+    training = task.train.examples
+    on_training = predictions(training, "training")
+    judge.settle(training, on_training)
+    made = judge.made(training, on_training)
     for note in made.notes:
         warnings.warn(note, stacklevel=2)
     images, empty = without_empty(made.images, keep=keep_empty)
@@ -281,13 +283,13 @@ def label(
     parts: dict[str, BoxBatches | None] = {"test": task.test, "validation": task.validation}
     for name, batches in parts.items():
         if batches is not None and not batches.examples.labelled:
-            guessed = judge.made(batches.examples, found(batches.examples, name)).images
+            guessed = judge.made(batches.examples, predictions(batches.examples, name)).images
             certain = [boxes._replace(scores=torch.ones(boxes.total)) for boxes in guessed.truth]
             parts[name] = batches.with_examples(replace(guessed, truth=tuple(certain)))
     test = parts["test"]
     assert test is not None
     record["truth"] = "labels" if pool.labelled is not None or pool.test is not None else "teacher"
-    on_test = found(test.examples, "test")
+    on_test = predictions(test.examples, "test")
     record |= _teachers_on(test.examples, judge, on_test, sources.names)
     record["labels_of_test"] = judge.made(test.examples, on_test).images.truth
     if run.writes:
@@ -297,7 +299,7 @@ def label(
     if pool.labelled is not None:
         whole = pool.labelled
         if whole.known is not None:
-            whole = _completed(whole, judge.made(whole, found(whole, "labelled")))
+            whole = _completed(whole, judge.made(whole, predictions(whole, "labelled")))
         few = task.train.others(whole).reseeded("labels")
         labels = few.repeated(max(1, round(len(train) / len(few))))
         record["labels"] = {"images": len(whole), "share": share}
@@ -332,34 +334,34 @@ def _reference(pool: BoxPool) -> BoxSet | None:
 def _completed(labelled: BoxSet, made: Made) -> BoxSet:
     """Labelled images with the teachers' boxes of the classes that the labels do not tell of."""
     assert labelled.known is not None
-    told = labelled.known[0]
-    seen = torch.ones_like(labelled.known) if made.images.known is None else made.images.known
+    labelled_classes = labelled.known[0]
+    covered = torch.ones_like(labelled.known) if made.images.known is None else made.images.known
     truth = []
     for own, other in zip(labelled.truth, made.images.truth, strict=True):
-        more = other.chosen(~told[other.labels])
+        more = other.chosen(~labelled_classes[other.labels])
         truth.append(Boxes(*(torch.cat(values) for values in zip(own, more, strict=True))))
-    known = labelled.known | seen
+    known = labelled.known | covered
     return replace(labelled, truth=tuple(truth), known=None if bool(known.all()) else known)
 
 
 def _teachers_on(
-    test: BoxSet, judge: Judge, found: Sequence[Sequence[Boxes | None]], names: Sequence[str]
+    test: BoxSet, judge: Judge, predictions: Sequence[Sequence[Boxes | None]], names: Sequence[str]
 ) -> dict[str, Any]:
     """Average precision of the teachers together, and of each, on the test part."""
-    fused: Fused = judge.fused(found)
+    fused: Fused = judge.fused(predictions)
     if not fused.known.any():
-        return {"teacher_test": {}, "found": fused.boxes}
+        return {"teacher_test": {}, "boxes_of_test": fused.boxes}
     rows = {"teachers": fused.boxes}
     if len(names) > 1:
         alone = [
-            [boxes if k == i else [None] * len(test) for i, boxes in enumerate(found)]
+            [boxes if k == i else [None] * len(test) for i, boxes in enumerate(predictions)]
             for k in range(len(names))
         ]
         rows |= {name: judge.fused(own).boxes for name, own in zip(names, alone, strict=True)}
-    return {"teacher_test": precisions(test, rows), "found": fused.boxes}
+    return {"teacher_test": precisions(test, rows), "boxes_of_test": fused.boxes}
 
 
-def _told(task: Task[BoxBatches], part: str) -> Callable[[int], Any]:
+def _shown(task: Task[BoxBatches], part: str) -> Callable[[int], Any]:
     @contextmanager
     def progress(steps: int) -> Iterator[Callable[[], object]]:
         phase = f"labels of {part} images"
@@ -380,9 +382,9 @@ def finish(labelled: Labelled, objective: Detection) -> dict[str, Any]:
     """Measure the trained detector, and write the run's results and its test part."""
     if labelled.task.run.writes:
         keep_test(labelled.task.run.path, labelled.task.test.examples)
-    own = labelled.record
-    record = {k: v for k, v in own.items() if k not in ("found", "labels_of_test")}
+    record = dict(labelled.record)
+    boxes, labels = record.pop("boxes_of_test"), record.pop("labels_of_test")
     return detection.finish(
         labelled.task, objective.detector, record={"pseudo": record},
-        others={"teachers": own["found"]}, pictured={"teachers": own["labels_of_test"]},
+        others={"teachers": boxes}, pictured={"teachers": labels},
     )  # fmt: skip

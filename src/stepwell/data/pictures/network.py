@@ -150,7 +150,7 @@ def _network(lines: Lines, directed: bool, loops: str, multi_edges: str) -> Netw
         raise ValueError("the weights of an edge that is there twice have no finite sum")
     ends = ends[:, at]
     loop = ends[0] == ends[1]
-    edges, found = ends.shape[1], int(loop.sum())
+    edges, loop_count = ends.shape[1], int(loop.sum())
     arrows = ends if directed else np.hstack([ends, ends[::-1][:, ~loop]])
     weights = weights if directed else np.append(weights, weights[~loop])
     colours = _colours(arrows, weights, len(names), directed)
@@ -163,7 +163,7 @@ def _network(lines: Lines, directed: bool, loops: str, multi_edges: str) -> Netw
     ordered = tuple(names[i] for i in order)
     tied = _tied(arrows, weights, np.array(colours, np.uint64)[order])
     return Network(
-        ordered, start, arrows[1][sort], weights[sort], directed, edges, found, repeated, tied,
+        ordered, start, arrows[1][sort], weights[sort], directed, edges, loop_count, repeated, tied,
         lines.guessed,
     )  # fmt: skip
 

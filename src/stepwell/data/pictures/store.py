@@ -77,8 +77,8 @@ def pictures(
     `how` and `size` as for `draw`.
     """
     cache = _folder(how, size)
-    kept = {path: _kept(path, cache, how, size) for path in paths}
-    missing = [path for path, one in kept.items() if one is None]
+    cached = {path: _cached(path, cache, how, size) for path in paths}
+    missing = [path for path, picture in cached.items() if picture is None]
     helpers = _helpers(missing, how, size)
     drawn, bad = [], dict[Path, ValueError]()
     try:
@@ -90,7 +90,7 @@ def pictures(
                 helper.wait()
             for path in paths:
                 try:
-                    drawn.append(kept[path] or _picture(path, cache, how, size))
+                    drawn.append(cached[path] or _picture(path, cache, how, size))
                 except ValueError as error:
                     bad[path] = error
     finally:
@@ -160,7 +160,7 @@ def _key(content: bytes, path: Path) -> str:
     return hashlib.blake2b(content, digest_size=16, key=path.suffix.lower().encode()).hexdigest()
 
 
-def _kept(path: Path, cache: Path, how: Mapping[str, Any], size: int) -> Drawn | None:
+def _cached(path: Path, cache: Path, how: Mapping[str, Any], size: int) -> Drawn | None:
     """The picture of a file from the cache, if it is there; None for a bad file, too."""
     with contextlib.suppress(ValueError):
         return _stored(cache, _key(_content(path, how), path), how, size)
