@@ -5,7 +5,7 @@ from typing import Any
 
 from stepwell.data import Splits
 from stepwell.files import write_whole
-from stepwell.measure.networks import class_means, explain, first_filters
+from stepwell.measure.networks import baselines, class_means, explain, first_filters
 from stepwell.nets import NestedNet
 from stepwell.tasks import measuring
 from stepwell.tasks.measuring import Measured
