@@ -69,6 +69,19 @@ def test_pieces_of_a_batch_equal_a_loop_and_so_do_gradients(routing, memory, mon
     assert layer(x[:0]).shape == (0, 5, 3, 3)
 
 
+def test_small_maps_under_autocast_are_convolved_in_float32():
+    layer = MixedConv2d(nn.Conv2d(64, 5, 3, bias=False), 3, "dynamic")
+    for size, same in ((15, True), (16, False)):
+        x = torch.randn(2, 64, size, size)
+        shares = layer.shares(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer.run(x, shares)
+        assert y.dtype == torch.bfloat16
+        exact = layer.run(x, shares)
+        assert torch.equal(y, exact.bfloat16()) == same
+        assert_close(y.float(), exact, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize(("name", "routing", "layers"), [
     ("resnet8", "dynamic", 6), ("resnet8", "condconv", 2), ("resnet26", "condconv", 6),
 ])  # fmt: skip
