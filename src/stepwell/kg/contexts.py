@@ -137,9 +137,9 @@ def _contexts(
     owner = np.repeat(np.arange(count), size + 1)
     # entries (row, member): of the centre, of each member itself, of joined members
     rows = np.concatenate([centre, row, row[edges[0]]])
-    of = np.concatenate([np.arange(total), np.arange(total), edges[1]])
-    weight = scale[rows] * scale[row[of]]
-    hops = vectors[of]
+    member = np.concatenate([np.arange(total), np.arange(total), edges[1]])
+    weight = scale[rows] * scale[row[member]]
+    hops = vectors[member]
     exists = hops >= 0
     # the entry of the centre comes first in each row
     rows = np.concatenate([np.arange(total + count), np.repeat(rows, exists.sum(1))])

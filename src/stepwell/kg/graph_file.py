@@ -34,8 +34,8 @@ def write_state(state: State, path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for kind in KINDS:
         count = len(state.count[kind])  # later names belong to a change that was not applied
-        for what, table in state.tables(kind).items():
-            tensors[f"{what}.{kind}"] = table[:count].contiguous()
+        for name, table in state.tables(kind).items():
+            tensors[f"{name}.{kind}"] = table[:count].contiguous()
         text = "\n".join(state.names[kind].names[:count]).encode()
         tensors[f"names.{kind}"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     if state.net.has_context:

@@ -98,10 +98,10 @@ class UpdateResult:
     def tables(self) -> dict[str, Shaped[Tensor, "..."]]:
         """The changed rows as named tensors."""
         tables = {}
-        for what in ("knowledge", "joint", "contextual"):
-            for kind, (which, rows) in getattr(self, what).items():
-                tables[f"{what}.{kind}.which"] = torch.from_numpy(which.copy())
-                tables[f"{what}.{kind}.rows"] = rows.clone()
+        for name in ("knowledge", "joint", "contextual"):
+            for kind, (which, rows) in getattr(self, name).items():
+                tables[f"{name}.{kind}.which"] = torch.from_numpy(which.copy())
+                tables[f"{name}.{kind}.rows"] = rows.clone()
         return tables
 
 

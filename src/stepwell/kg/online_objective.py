@@ -49,10 +49,10 @@ class OnlineDKGE(Translation):
         self._contexts: dict[Kind, Contexts] = {}
         self._fixed: dict[Kind, Tensor] = {}
         for kind in KINDS:
-            own = net.knowledge[kind].detach()[self.trained[kind]]
+            vectors = net.knowledge[kind].detach()[self.trained[kind]]
             place = np.searchsorted(trained[kind], new[kind])
-            own[place] = initial[kind]
-            self.knowledge[kind] = nn.Parameter(own)
+            vectors[place] = initial[kind]
+            self.knowledge[kind] = nn.Parameter(vectors)
             if net.has_context:
                 self.contextual[kind] = nn.Parameter(contextual[kind])
                 self._hold_contexts(kind, net, after.contexts(kind, trained[kind]), new[kind])
@@ -66,16 +66,16 @@ class OnlineDKGE(Translation):
         long.
         """
         at = torch.from_numpy(which)
-        own, step = self.knowledge[kind], torch.ones(len(which), 1)
-        best, missing = own[at], goal - self.trained_joint(kind, at)
+        vectors, step = self.knowledge[kind], torch.ones(len(which), 1)
+        best, missing = vectors[at], goal - self.trained_joint(kind, at)
         for _ in range(PLACING_STEPS):
-            own[at] = best + step * missing
+            vectors[at] = best + step * missing
             now = goal - self.trained_joint(kind, at)
             nearer = now.norm(dim=1, keepdim=True) < missing.norm(dim=1, keepdim=True)
-            best = torch.where(nearer, own[at], best)
+            best = torch.where(nearer, vectors[at], best)
             missing = torch.where(nearer, now, missing)
             step = torch.where(nearer, step, step / 2)
-        own[at] = best
+        vectors[at] = best
 
     def _hold_contexts(self, kind: Kind, net: GraphEmbedding, contexts: Contexts, new: Ints) -> None:
         """Point the contexts into a small table of the rows they use, with new elements last."""

@@ -113,9 +113,9 @@ def _parallel_walks(index: TripleIndex, rows: Rows) -> _Walks:
 def _walks_with(index: TripleIndex, rows: Rows) -> _Walks:
     """All pairs of a triple of `index` and a parallel path in which any of `rows` takes part."""
     head, relation, tail = rows.T
-    own = _parallel_walks(index, rows)
+    parallel = _parallel_walks(index, rows)
     # as the only step, parallel to another relation of the same pair
-    short = _Walks(*(column[own.second < 0] for column in own))
+    short = _Walks(*(column[parallel.second < 0] for column in parallel))
     short = short._replace(relation=short.first, first=short.relation)
     # as the first step, head -> tail -> end, parallel to (head, r, end)
     owner, second, end, r = _meeting(index, tail, head, from_a=True, from_b=True)
@@ -123,7 +123,7 @@ def _walks_with(index: TripleIndex, rows: Rows) -> _Walks:
     # as the second step, origin -> head -> tail, parallel to (origin, r, tail)
     owner, first, origin, r = _meeting(index, head, tail, from_a=False, from_b=False)
     second_step = _Walks(origin, r, tail[owner], first, relation[owner], head[owner])
-    walks = _together(own, short, first_step, second_step)
+    walks = _together(parallel, short, first_step, second_step)
     return _Walks(*np.unique(np.stack(walks, axis=1), axis=0).T)
 
 

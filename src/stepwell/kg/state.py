@@ -134,8 +134,8 @@ class State:
         """Apply an update; `tables` are its `UpdateResult.tables`."""
         self.make_room()
         for kind in KINDS:
-            for what, table in self.tables(kind).items():
-                which, rows = (tables[f"{what}.{kind}.{part}"] for part in ("which", "rows"))
+            for name, table in self.tables(kind).items():
+                which, rows = (tables[f"{name}.{kind}.{part}"] for part in ("which", "rows"))
                 table[which] = rows
         self.snapshot, self.count = change.after, change.count
         self.applied, self.updates = applied, self.updates + 1
@@ -153,13 +153,13 @@ class State:
             count = len(self.names[kind])
             if count <= len(self.joint[kind]):
                 continue
-            for what, table in self.tables(kind).items():
+            for name, table in self.tables(kind).items():
                 longer = table.new_zeros(int(GROWTH * count), self.settings.dim)
                 longer[: len(table)] = table
-                if what == "joint":
+                if name == "joint":
                     self.joint[kind] = longer
                 else:
-                    getattr(self.net, what)[kind] = nn.Parameter(longer, requires_grad=False)
+                    getattr(self.net, name)[kind] = nn.Parameter(longer, requires_grad=False)
 
     def _drawn_contextual(self, change: "Change") -> dict[Kind, Tensor]:
         """Draw contextual vectors for new elements, from the seed and the number of updates.
@@ -177,8 +177,8 @@ class State:
     def diverged(self, tables: Tables) -> bool:
         """Check whether vectors of an update (`UpdateResult.tables`) are not finite or far too long."""
         for kind in KINDS:
-            for what, before in self.tables(kind).items():
-                rows = tables[f"{what}.{kind}.rows"]
+            for name, before in self.tables(kind).items():
+                rows = tables[f"{name}.{kind}.rows"]
                 usual = self._measured(kind, before).norm(dim=1).mean() + self.settings.margin
                 if len(rows) and not rows.norm(dim=1).mean() <= DIVERGED * usual:
                     return True

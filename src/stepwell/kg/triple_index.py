@@ -68,8 +68,8 @@ def sampled(lists: Ragged, at_most: int, seed: int, numbers: Ints) -> Ints:
         numbers: (lists,) distinct; with `seed`, they give the order in which items are drawn.
     """
     owner, value = lists
-    own = mixed(numbers, seed).view(np.int64)[owner]
-    drawn = mixed(value ^ own, seed) >> np.uint64(1)  # 63 bits, which floats can compare
+    salt = mixed(numbers, seed).view(np.int64)[owner]
+    drawn = mixed(value ^ salt, seed) >> np.uint64(1)  # 63 bits, which floats can compare
     # Sorting a long list takes long: only items with a low draw are sorted, or all if these are too
     # few.
     count = np.bincount(owner, minlength=len(numbers))
@@ -207,8 +207,8 @@ class Neighbours:
         if at_most is not None:
             high = np.minimum(high, low + at_most)
         owner, place = spans(low, high)
-        own = entity[owner]
-        return Ragged(owner, _unpermuted(self._keys[place] & _MASK) ^ self._offset(own))
+        centre = entity[owner]
+        return Ragged(owner, _unpermuted(self._keys[place] & _MASK) ^ self._offset(centre))
 
     def degree(self, entity: Ints) -> Ints:
         """Number of neighbours of entity[i]."""

@@ -55,11 +55,11 @@ def map_correlation_loss(
     Each channel is normalised over the batch and all places; a constant one counts as uncorrelated. No
     gradient reaches `teacher`.
     """
-    own, other = (
+    ours, theirs = (
         (x - x.mean((0, 2, 3), keepdim=True)) for x in (student, teacher.detach())
     )  # fmt: skip
-    norms = own.square().sum((0, 2, 3)).sqrt() * other.square().sum((0, 2, 3)).sqrt()
-    return (1 - (own * other).sum((0, 2, 3)) / norms.clamp(min=1e-6)).mean()
+    norms = ours.square().sum((0, 2, 3)).sqrt() * theirs.square().sum((0, 2, 3)).sqrt()
+    return (1 - (ours * theirs).sum((0, 2, 3)) / norms.clamp(min=1e-6)).mean()
 
 
 @in_full_precision

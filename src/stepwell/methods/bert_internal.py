@@ -222,9 +222,9 @@ class InternalKD(Objective):
         value, internal = self._run(ids, set(active), last)
         for i in active:
             assert target is not None
-            for name, weight, one in self._internal(i, internal[i], target.extras, ids):
-                logs[f"{name}/{i}"] = one
-                loss.append(weight * one)
+            for name, weight, layer_loss in self._internal(i, internal[i], target.extras, ids):
+                logs[f"{name}/{i}"] = layer_loss
+                loss.append(weight * layer_loss)
         if with_task:
             assert isinstance(value, Tensor)
             if soft:

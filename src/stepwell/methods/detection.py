@@ -65,13 +65,13 @@ class Detection(Objective):
         return Step(*joint)
 
 
-def _distances(own: Outputs, full: Outputs) -> dict[str, Tensor]:
+def _distances(outputs: Outputs, full: Outputs) -> dict[str, Tensor]:
     """The distance of a depth's outputs from the full depth's."""
     logits = full["cls_logits"]
-    found = {
-        "scores": score_distance(own["cls_logits"], logits),
-        "boxes": box_distance(own["bbox_regression"], full["bbox_regression"], logits),
+    distances = {
+        "scores": score_distance(outputs["cls_logits"], logits),
+        "boxes": box_distance(outputs["bbox_regression"], full["bbox_regression"], logits),
     }
-    if "bbox_ctrness" in own:
-        found["centres"] = box_distance(own["bbox_ctrness"], full["bbox_ctrness"], logits)
-    return found
+    if "bbox_ctrness" in outputs:
+        distances["centres"] = box_distance(outputs["bbox_ctrness"], full["bbox_ctrness"], logits)
+    return distances

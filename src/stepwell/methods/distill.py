@@ -91,8 +91,8 @@ class Distill(Objective):
             logs["kl"] = soft_target_kl(exit.logits, target.logits, self.temperature)
             loss.append(self.kl * logs["kl"])
         if self.attention:
-            ours, theirs, of = exit.features, target.features, self.attention_of
-            apart = [of(ours[p.student], theirs[p.teacher]) for p in self.attended]
+            ours, theirs, attention_of = exit.features, target.features, self.attention_of
+            apart = [attention_of(ours[p.student], theirs[p.teacher]) for p in self.attended]
             logs["attention"] = torch.stack(apart).sum()
             loss.append(self.attention * logs["attention"])
         if self.hints is not None:

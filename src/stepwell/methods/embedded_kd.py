@@ -162,11 +162,11 @@ class EmbeddedKD(Objective):
     def _full_loss(
         self, exit: Exit, labels: Tensor, target: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        own = label_loss(exit.logits, labels, label_smoothing=self.label_smoothing)
+        hard = label_loss(exit.logits, labels, label_smoothing=self.label_smoothing)
         if target is None:
-            return self.full_weight * own.value, dict([own])
+            return self.full_weight * hard.value, dict([hard])
         soft = teacher_loss(exit.logits, target, self.temperature)
-        return self.full_weight * (own.value + self.kl * soft.value), dict([own, soft])
+        return self.full_weight * (hard.value + self.kl * soft.value), dict([hard, soft])
 
     def _sub_loss(
         self, depth: str, exit: Exit, labels: Tensor, full: Exit, target: Tensor

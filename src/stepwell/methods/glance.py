@@ -60,8 +60,8 @@ class Glances(Objective):
         ) -> tuple[Tensor, dict[str, Tensor]]:
             smoothing = self.label_smoothing
             ce = class_cross_entropy(exit.logits, labels, label_smoothing=smoothing)
-            own = class_cross_entropy(exit.extras["own"][-1], labels, label_smoothing=smoothing)
-            return (ce + self.own_weight * own) / count, {"ce": ce, "own": own}
+            own_loss = class_cross_entropy(exit.extras["own"][-1], labels, label_smoothing=smoothing)
+            return (ce + self.own_weight * own_loss) / count, {"ce": ce, "own": own_loss}
 
         return Step(*self.net.joint_loss(images, loss_of, given=given, extras=("own",)))
 

@@ -111,16 +111,16 @@ class ProgressiveKernelKD(Objective):
             return mse_loss(standardised(ours[1]), standardised(theirs[1]))
         with torch.no_grad():
             target = kernel_features(_exponent(conv, theirs))
-        own = kernel_features(_exponent(layer, ours))
+        features = kernel_features(_exponent(layer, ours))
         if self.features == "mapped":
-            own = self.maps[index](own)
-        return mse_loss(own.float(), target)
+            features = self.maps[index](features)
+        return mse_loss(features.float(), target)
 
 
 def _convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
     """All convolutions but the first, which stays one in adder networks."""
-    found = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
-    return dict([*found.items()][1:])
+    convolutions = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
+    return dict([*convolutions.items()][1:])
 
 
 def _exponent(layer: nn.Module, values: tuple[Tensor, Tensor]) -> Tensor:

@@ -148,7 +148,7 @@ def build(
         raise ValueError(f"{name}: {error}") from error
     if kept is not None:
         module, stages = truncate(module, stages, kept)
-        known = (depth for depth, own in builder.family.items() if own == tuple(kept))
+        known = (depth for depth, blocks in builder.family.items() if blocks == tuple(kept))
         full = next(known, "-".join(map(str, kept)))
         changes["kept"] = list(kept)
     if adaptions:
@@ -224,8 +224,8 @@ def further_depths(net: NestedNet, depths: Sequence[str]) -> dict[str, tuple[int
     ValueError as for `named_depths` and `check_depth`.
     """
     if net.builder is None:
-        own = Builder(nn.Identity, net.stages, net.full, {net.full: net.depths[net.full]})
-        added = _depths_of("this network", own, depths)
+        builder = Builder(nn.Identity, net.stages, net.full, {net.full: net.depths[net.full]})
+        added = _depths_of("this network", builder, depths)
     else:
         name, arguments = net.builder
         added = named_depths(name, depths, arguments.get("stages"))
@@ -258,7 +258,7 @@ def usual_depths(name: str, stages: Sequence[str] = ()) -> tuple[str, ...]:
     (('20', '26'), ('18',))
     """
     family, full = builder_of(name).family, builder_of(name).full
-    blocks = {d: sum(own) for d, own in family.items() if sum(own) < sum(family[full])}
+    blocks = {d: sum(counts) for d, counts in family.items() if sum(counts) < sum(family[full])}
     if not blocks or stages:
         half = ",".join(str(-(-b // 2)) for b in family[full])
         form = "NAME=BLOCKS,..., the blocks of each stage" if stages else f"half={half}"
@@ -277,10 +277,10 @@ def is_network(name: str) -> bool:
     return name in BUILDERS or name.startswith(PREFIX)
 
 
-def refuse_adders(name: str, what: str) -> None:
-    """Raise ValueError for the name of an adder network where `what`, a noun, takes none."""
+def refuse_adders(name: str, noun: str) -> None:
+    """Raise ValueError for the name of an adder network where `noun` takes none."""
     if name.startswith(ADDER):
-        raise ValueError(f"{name}: {what} have no adder form: name {name.removeprefix(ADDER)}")
+        raise ValueError(f"{name}: {noun} have no adder form: name {name.removeprefix(ADDER)}")
 
 
 def builder_of(name: str) -> Builder:
@@ -324,6 +324,8 @@ def _parse_depth(net: str, builder: Builder, depth: str) -> tuple[str, tuple[int
                 f"{net} has no depth {depth!r} by name with these stages: give the blocks of each, "
                 f"such as {depth}={full}"
             )
-        own = "" if is_encoder(net) else f"; or give the blocks of each stage, such as {depth}={full}"
-        raise ValueError(f"no depth {depth!r} in the family of {net}: it holds {', '.join(known)}{own}")
+        hint = "" if is_encoder(net) else f"; or give the blocks of each stage, such as {depth}={full}"
+        raise ValueError(
+            f"no depth {depth!r} in the family of {net}: it holds {', '.join(known)}{hint}"
+        )
     return depth, builder.family[depth]

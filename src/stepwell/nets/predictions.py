@@ -87,8 +87,8 @@ class Predicts(nn.Module):
                 network is in train mode; its card names no classes.
         """
         sources, single = several(images)
-        found = [*predictions(self, lambda x: self.answers(x, depth), sources, top=top)]
-        return found[0] if single else found
+        predicted = [*predictions(self, lambda x: self.answers(x, depth), sources, top=top)]
+        return predicted[0] if single else predicted
 
     def preprocess(self, images: Source | Sequence[Source]) -> Images:
         """Give images (batch, 3, size, size) as this network takes them, on the CPU.
@@ -132,10 +132,10 @@ def predictions(
         if pixels:
             with torch.inference_mode():
                 logits, depths = answers(normalised(pixels, net.card))
-            found = iter(labelled(logits, depths, net.card, top))
+            predicted = iter(labelled(logits, depths, net.card, top))
         for prediction in batch:
             if not prediction.error:
-                prediction = next(found)._replace(file=prediction.file, note=prediction.note)
+                prediction = next(predicted)._replace(file=prediction.file, note=prediction.note)
             yield prediction
 
 

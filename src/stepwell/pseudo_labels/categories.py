@@ -31,10 +31,10 @@ class Categories(NamedTuple):
     @property
     def covers(self) -> Bool[Tensor, "teachers classes"]:
         """True for the classes that a teacher tells of."""
-        found = torch.zeros(len(self.maps), len(self.names), dtype=torch.bool)
-        for row, own in zip(found, self.maps, strict=True):
-            row[own[own >= 0]] = True
-        return found
+        covers = torch.zeros(len(self.maps), len(self.names), dtype=torch.bool)
+        for row, class_map in zip(covers, self.maps, strict=True):
+            row[class_map[class_map >= 0]] = True
+        return covers
 
 
 def merged(
@@ -54,11 +54,11 @@ def merged(
         ValueError: a rename fits no class; two classes of one teacher, or of the labels, have one name;
             a chosen class is nobody's, or chosen twice; no teacher has a class of the student's.
     """
-    own = [[*classes] for classes in teachers.values()]
+    teacher_classes = [[*classes] for classes in teachers.values()]
     for rename in renames:
-        _rename(rename, own, [*teachers])
+        _rename(rename, teacher_classes, [*teachers])
     names: dict[str, str] = {}
-    sources = {"the labels": [*labels]} | dict(zip(teachers, own, strict=True))
+    sources = {"the labels": [*labels]} | dict(zip(teachers, teacher_classes, strict=True))
     for source, classes in sources.items():
         keys = [_key(name) for name in classes if name]
         if twice := [name for name in classes if name and keys.count(_key(name)) > 1]:
@@ -80,7 +80,7 @@ def merged(
             raise ValueError(f"--classes names one class twice: {same}; drop one of them")
         names = {key: names[key] for key in keys}
     at = {key: i for i, key in enumerate(names)}
-    maps = tuple(torch.tensor([at.get(_key(c), -1) if c else -1 for c in cs]) for cs in own)
+    maps = tuple(torch.tensor([at.get(_key(c), -1) if c else -1 for c in cs]) for cs in teacher_classes)
     for teacher, own_map in zip(teachers, maps, strict=True):
         if not (own_map >= 0).any():
             raise ValueError(
@@ -89,28 +89,33 @@ def merged(
             )
     of_labels = torch.zeros(len(names), dtype=torch.bool)
     of_labels[[at[_key(name)] for name in labels if _key(name) in at]] = True
-    found = Categories(tuple(names.values()), maps, of_labels, ())
-    return found._replace(notes=_notes(found, sources))
+    categories = Categories(tuple(names.values()), maps, of_labels, ())
+    return categories._replace(notes=_notes(categories, sources))
 
 
-def _rename(rename: str, own: list[list[str]], teachers: Sequence[str]) -> None:
+def _rename(rename: str, teacher_classes: list[list[str]], teachers: Sequence[str]) -> None:
     """Give classes of teachers another name."""
     which, colon, rest = rename.partition(":")
     number = int(which) if colon and which.isdecimal() else None
     old, equals, new = (rest if number is not None else rename).partition("=")
-    if not equals or not old or (number is not None and not 1 <= number <= len(own)):
+    if not equals or not old or (number is not None and not 1 <= number <= len(teacher_classes)):
         raise ValueError(
             f"--rename {rename}: write OLD=NEW, OLD= to leave a class out, or 2:OLD=NEW for the second "
-            f"of {len(own)} teachers"
+            f"of {len(teacher_classes)} teachers"
         )
     hit = False
-    for i, classes in enumerate(own):
+    for i, classes in enumerate(teacher_classes):
         for j, name in enumerate(classes):
             if name and _key(name) == _key(old) and number in (None, i + 1):
                 classes[j], hit = new.strip(), True
     if not hit:
         who = f"teacher {teachers[number - 1]}" if number else "a teacher"
-        known = [name for i, classes in enumerate(own) if number in (None, i + 1) for name in classes]
+        known = [
+            name
+            for i, classes in enumerate(teacher_classes)
+            if number in (None, i + 1)
+            for name in classes
+        ]
         raise ValueError(f"--rename {rename}: {who} has no class {old!r}; there are {some(known)}")
 
 
@@ -119,12 +124,12 @@ def _key(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
-def _notes(found: Categories, sources: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def _notes(categories: Categories, sources: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """Lines about classes that one source alone has, and names that may mean one class."""
     notes = []
     known = {name: {_key(c) for c in classes if c} for name, classes in sources.items()}
-    seen = found.covers
-    if nobody := [n for i, n in enumerate(found.names) if not seen[:, i].any()]:
+    seen = categories.covers
+    if nobody := [n for i, n in enumerate(categories.names) if not seen[:, i].any()]:
         notes.append(
             f"no teacher knows {some(nobody)}: these classes are learned from labels alone, and are no "
             "background in images without labels"
@@ -136,12 +141,12 @@ def _notes(found: Categories, sources: Mapping[str, Sequence[str]]) -> tuple[str
         )
     names = {name: [c for c in classes if c] for name, classes in sources.items()}
     pairs = [
-        f"{a!r} of {one} and {b!r} of {other}"
-        for i, (one, mine) in enumerate(names.items())
+        f"{a!r} of {source} and {b!r} of {other}"
+        for i, (source, mine) in enumerate(names.items())
         for other, theirs in [*names.items()][i + 1 :]
         for a in mine
         for b in theirs
-        if _key(a) not in known[other] and _key(b) not in known[one] and _similar(a, b)
+        if _key(a) not in known[other] and _key(b) not in known[source] and _similar(a, b)
     ]
     if pairs:
         notes.append(

@@ -22,7 +22,7 @@ PLACES = 1 << 20
 
 
 def fuse(
-    found: Sequence[Sequence[Boxes]], covers: Bool[Tensor, "teachers images classes"], *,
+    predictions: Sequence[Sequence[Boxes]], covers: Bool[Tensor, "teachers images classes"], *,
     overlap: float = 0.55,
 ) -> list[Boxes]:  # fmt: skip
     """Fuse the boxes of several teachers in each image, best first.
@@ -33,20 +33,20 @@ def fuse(
     with one such teacher stay as they are.
 
     Args:
-        found: of each teacher, the boxes of each image, with labels of the common classes.
+        predictions: of each teacher, the boxes of each image, with labels of the common classes.
         covers: True where a teacher tells of a class in an image.
 
     Raises:
         ValueError: a teacher has a box of a class that it does not cover.
     """
     teachers, images, classes = covers.shape
-    counts = [own.total for boxes in found for own in boxes]
+    counts = [boxes.total for row in predictions for boxes in row]
     image = np.repeat(np.tile(np.arange(images), teachers), counts)
     teacher = np.repeat(np.repeat(np.arange(teachers), images), counts)
-    every = [own for boxes in found for own in boxes]
-    corners = torch.cat([own.boxes for own in every]).double().numpy()
-    labels = torch.cat([own.labels for own in every]).numpy()
-    scores = torch.cat([own.scores for own in every]).double().numpy()
+    every = [boxes for row in predictions for boxes in row]
+    corners = torch.cat([boxes.boxes for boxes in every]).double().numpy()
+    labels = torch.cat([boxes.labels for boxes in every]).numpy()
+    scores = torch.cat([boxes.scores for boxes in every]).double().numpy()
     known = covers.numpy()
     if not known[teacher, image, labels].all():
         raise ValueError("a teacher has boxes of a class that it does not cover: correct `covers`")
@@ -124,8 +124,8 @@ def _overlaps(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[
     high = np.minimum(y2, own_y2) - np.maximum(y1, own_y1)
     inside = np.maximum(wide, 0) * np.maximum(high, 0)
     union = (x2 - x1) * (y2 - y1) + (own_x2 - own_x1) * (own_y2 - own_y1) - inside
-    found: NDArray[np.float64] = inside / np.maximum(union, 1e-12)
-    return found
+    overlaps: NDArray[np.float64] = inside / np.maximum(union, 1e-12)
+    return overlaps
 
 
 def _by_image(
@@ -136,22 +136,22 @@ def _by_image(
     order = np.lexsort((-scores, image))
     ends = np.searchsorted(image[order], np.arange(1, images)).tolist()
     parts = (torch.from_numpy(values[order]).tensor_split(ends) for values in (corners, labels, scores))
-    return [Boxes.of(*own) for own in zip(*parts, strict=True)]
+    return [Boxes.of(*columns) for columns in zip(*parts, strict=True)]
 
 
 def without_doubles(
-    found: Sequence[Boxes], covers: Bool[Tensor, "teachers images classes"], *, overlap: float = 0.75
+    fused: Sequence[Boxes], covers: Bool[Tensor, "teachers images classes"], *, overlap: float = 0.75
 ) -> list[Boxes]:
     """Drop a box that overlaps a better one of another class by more than `overlap`.
 
     Only classes that the same teachers cover in the image count as rivals: boxes of teachers with
     different categories may name one object twice.
     """
-    kept = []
-    for own, cover in zip(found, covers.unbind(1), strict=True):
+    remaining = []
+    for boxes, cover in zip(fused, covers.unbind(1), strict=True):
         # one number for each set of teachers; far apart, so that no boxes of two sets overlap
         _, kin = cover.T.unique(dim=0, return_inverse=True)
-        reach = own.boxes.max() + 1 if own.total else 0.0
-        apart = own.boxes + (kin[own.labels] * reach)[:, None]
-        kept.append(own.chosen(nms(apart, own.scores, overlap)))
-    return kept
+        reach = boxes.boxes.max() + 1 if boxes.total else 0.0
+        apart = boxes.boxes + (kin[boxes.labels] * reach)[:, None]
+        remaining.append(boxes.chosen(nms(apart, boxes.scores, overlap)))
+    return remaining

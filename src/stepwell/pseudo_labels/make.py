@@ -96,39 +96,41 @@ class Judge:
                     "--labels, or use --thresholds fixed"
                 )
             return
-        images, found = reference
+        images, predictions = reference
         if making.calibrate:
-            self._calibrate(images, found)
-        fused = self.fused(found)
+            self._calibrate(images, predictions)
+        fused = self.fused(predictions)
         # leave out true boxes of images that no teacher tells of
-        told = fused.known | ~categories.covers.any(0)
-        truth = [own.chosen(row[own.labels]) for own, row in zip(images.truth, told, strict=True)]
-        self.matches = matched(self._told(images, fused.boxes), truth, len(categories.names))
-        self.judged = told.sum(0)  # images of each class
+        judged = fused.known | ~categories.covers.any(0)
+        truth = [
+            boxes.chosen(row[boxes.labels]) for boxes, row in zip(images.truth, judged, strict=True)
+        ]
+        self.matches = matched(self._judgeable(images, fused.boxes), truth, len(categories.names))
+        self.judged = judged.sum(0)  # images of each class
 
-    def fused(self, found: Sequence[Sequence[Boxes | None]]) -> Fused:
+    def fused(self, predictions: Sequence[Sequence[Boxes | None]]) -> Fused:
         """The boxes of all teachers in each image as one set.
 
         Args:
-            found: of each teacher, its boxes in each image; None where it says nothing.
+            predictions: of each teacher, its boxes in each image; None where it says nothing.
         """
-        covers = self.categories.covers[:, None].repeat(1, len(found[0]), 1)
+        covers = self.categories.covers[:, None].repeat(1, len(predictions[0]), 1)
         mapped = []
-        for k, boxes in enumerate(found):
-            covers[k, [own is None for own in boxes]] = False
-            mapped.append([self._mapped(k, own) for own in boxes])
+        for k, row in enumerate(predictions):
+            covers[k, [boxes is None for boxes in row]] = False
+            mapped.append([self._mapped(k, boxes) for boxes in row])
         known = covers.any(0)
         if self.making.plain_fusion:
             covers = torch.ones_like(covers)
-        fused = mapped[0] if len(found) == 1 else fuse(mapped, covers)
+        fused = mapped[0] if len(predictions) == 1 else fuse(mapped, covers)
         return Fused(without_doubles(fused, covers), known)
 
-    def settle(self, images: BoxSet, found: Sequence[Sequence[Boxes | None]]) -> None:
+    def settle(self, images: BoxSet, predictions: Sequence[Sequence[Boxes | None]]) -> None:
         """Set the thresholds, on the training images; ValueError if no box reaches them."""
-        fused = self.fused(found)
-        own = [boxes for boxes in fused.boxes if boxes.total]
+        fused = self.fused(predictions)
+        filled = [boxes for boxes in fused.boxes if boxes.total]
         labels, scores = (
-            torch.cat([getattr(boxes, name) for boxes in own]) if own else torch.zeros(0)
+            torch.cat([getattr(boxes, name) for boxes in filled]) if filled else torch.zeros(0)
             for name in ("labels", "scores")
         )
         self.limits = self._limits(labels.long(), scores, fused.known.sum(0))
@@ -141,40 +143,40 @@ class Judge:
                 f"{float(self.limits.max()):.2f}), so it changes nothing"
             )
 
-    def made(self, images: BoxSet, found: Sequence[Sequence[Boxes | None]]) -> Made:
+    def made(self, images: BoxSet, predictions: Sequence[Sequence[Boxes | None]]) -> Made:
         """The images with labels: boxes at or above their class's threshold, once these are set."""
-        fused, limits = self.fused(found), self.limits
+        fused, limits = self.fused(predictions), self.limits
         truth = tuple(self._cut(boxes, limits) for boxes in fused.boxes)
         whole = None if bool(fused.known.all()) else fused.known
         labelled = replace(images, truth=truth, labelled=True, known=whole, notes=())
-        record = self._record(found, fused, labelled, limits)
+        record = self._record(predictions, fused, labelled, limits)
         return Made(labelled, record, tuple(self.notes + self._doubts(labelled)))
 
-    def _told(self, images: BoxSet, found: Sequence[Boxes]) -> list[Boxes]:
+    def _judgeable(self, images: BoxSet, predictions: Sequence[Boxes]) -> list[Boxes]:
         """The boxes of the classes that the labels tell of: of others nobody knows which are right."""
         known = images.known
         if known is None:
             labelled = self.categories.labelled
             known = (labelled if labelled.any() else ~labelled).expand(len(images), -1)
-        return [own.chosen(row[own.labels]) for own, row in zip(found, known, strict=True)]
+        return [boxes.chosen(row[boxes.labels]) for boxes, row in zip(predictions, known, strict=True)]
 
     def _mapped(self, teacher: int, boxes: Boxes | None) -> Boxes:
         """A teacher's boxes with the common classes and calibrated scores."""
         if boxes is None:
             return Boxes.of([], [])
         labels = self.categories.maps[teacher][boxes.labels]
-        own = boxes._replace(labels=labels).chosen(labels >= 0)
-        own = own.chosen(batched_nms(own.boxes, own.scores, own.labels, SAME))
+        mapped = boxes._replace(labels=labels).chosen(labels >= 0)
+        mapped = mapped.chosen(batched_nms(mapped.boxes, mapped.scores, mapped.labels, SAME))
         adjust = self.calibrations[teacher]
-        return own if adjust is None else own._replace(scores=adjust(own.scores))
+        return mapped if adjust is None else mapped._replace(scores=adjust(mapped.scores))
 
-    def _calibrate(self, images: BoxSet, found: Sequence[Sequence[Boxes | None]]) -> None:
+    def _calibrate(self, images: BoxSet, predictions: Sequence[Sequence[Boxes | None]]) -> None:
         classes = len(self.categories.names)
-        for k, boxes in enumerate(found):
+        for k, row in enumerate(predictions):
             covered = self.categories.covers[k]
-            truth = [own.chosen(covered[own.labels]) for own in images.truth]
-            mapped = [self._mapped(k, own) for own in boxes]
-            seen = matched(self._told(images, mapped), truth, classes)
+            truth = [boxes.chosen(covered[boxes.labels]) for boxes in images.truth]
+            mapped = [self._mapped(k, boxes) for boxes in row]
+            seen = matched(self._judgeable(images, mapped), truth, classes)
             self.calibrations[k] = calibration(seen)
             if self.calibrations[k] is None and 0 < int(seen.right.sum()) < len(seen.right):
                 self.notes.append(
@@ -195,10 +197,10 @@ class Judge:
 
     def _cut(self, boxes: Boxes, limits: Tensor) -> Boxes:
         """The boxes from their thresholds on; those in the band below are crowds: no loss sees them."""
-        own = limits[boxes.labels]
-        low = own if self.making.ignore_from is None else own.clamp(max=self.making.ignore_from)
-        kept = boxes._replace(crowd=boxes.scores < own)
-        return kept.chosen(boxes.scores >= low)
+        limit = limits[boxes.labels]
+        low = limit if self.making.ignore_from is None else limit.clamp(max=self.making.ignore_from)
+        marked = boxes._replace(crowd=boxes.scores < limit)
+        return marked.chosen(boxes.scores >= low)
 
     def _refuse(self, scores: Tensor, images: int) -> None:
         """Say that there is no label, and which threshold would give some."""
@@ -218,24 +220,24 @@ class Judge:
         )
 
     def _record(
-        self, found: Sequence[Sequence[Boxes | None]], fused: Fused, made: BoxSet, limits: Tensor
+        self, predictions: Sequence[Sequence[Boxes | None]], fused: Fused, made: BoxSet, limits: Tensor
     ) -> dict[str, Any]:
         """Numbers by class and by teacher."""
         names, seen = self.categories.names, self.categories.covers
-        kept = made.counts
-        ignored = [int(own.crowd.sum()) for own in made.truth]
+        counts = made.counts
+        ignored = [int(boxes.crowd.sum()) for boxes in made.truth]
         classes: dict[str, Any] = {
-            name: {"threshold": round(float(limits[i]), 4), "boxes": kept[name],
+            name: {"threshold": round(float(limits[i]), 4), "boxes": counts[name],
                    "teachers": int(seen[:, i].sum())}
             for i, name in enumerate(names)
         }  # fmt: skip
         record: dict[str, Any] = {
-            "images": len(made), "boxes": sum(kept.values()), "ignored": sum(ignored),
-            "empty": sum(own.total == 0 for own in made.truth),
-            "fused": sum(own.total for own in fused.boxes), "thresholds": self.making.thresholds,
+            "images": len(made), "boxes": sum(counts.values()), "ignored": sum(ignored),
+            "empty": sum(boxes.total == 0 for boxes in made.truth),
+            "fused": sum(boxes.total for boxes in fused.boxes), "thresholds": self.making.thresholds,
             "teachers": {
-                name: {"boxes": sum(own.total for own in boxes if own is not None)}
-                for name, boxes in zip(self.names, found, strict=True)
+                name: {"boxes": sum(boxes.total for boxes in row if boxes is not None)}
+                for name, row in zip(self.names, predictions, strict=True)
             },
             "classes": classes,
         }  # fmt: skip
@@ -244,10 +246,10 @@ class Judge:
                 record["teachers"][name]["calibration"] = [*adjust]
         if self.matches is not None:
             for i, name in enumerate(names):
-                own = self.matches.labels == i
-                if not (own.any() or self.matches.true[i]):
+                of_class = self.matches.labels == i
+                if not (of_class.any() or self.matches.true[i]):
                     continue  # nothing is known of it
-                above = own & (self.matches.scores >= limits[i])
+                above = of_class & (self.matches.scores >= limits[i])
                 right, true = int((above & self.matches.right).sum()), int(self.matches.true[i])
                 shares = {"precision": (right, int(above.sum())), "recall": (right, true),
                           "prior": (true, int(self.judged[i]))}  # fmt: skip
@@ -275,9 +277,9 @@ def _twins(made: BoxSet, categories: Categories) -> list[str]:
     """Pairs of classes of different teachers, most boxes of one of which lie on boxes of the other."""
     classes = len(categories.names)
     both = torch.zeros(classes, classes)
-    for own in made.truth[:LOOKED_AT]:
-        near = (box_iou(own.boxes, own.boxes) > SAME).nonzero()
-        a, b = own.labels[near[:, 0]], own.labels[near[:, 1]]
+    for boxes in made.truth[:LOOKED_AT]:
+        near = (box_iou(boxes.boxes, boxes.boxes) > SAME).nonzero()
+        a, b = boxes.labels[near[:, 0]], boxes.labels[near[:, 1]]
         both.index_put_((a, b), torch.ones(len(a)), accumulate=True)
     number = both.diagonal().clone()
     apart = (categories.covers.T[:, None] != categories.covers.T[None]).any(2)
@@ -291,7 +293,7 @@ def _twins(made: BoxSet, categories: Categories) -> list[str]:
 
 def without_empty(made: BoxSet, *, keep: bool = False) -> tuple[BoxSet, int]:
     """The images with a box, and the number of the others; with `keep`, all images."""
-    full = [i for i, own in enumerate(made.truth) if own.total or keep]
+    full = [i for i, boxes in enumerate(made.truth) if boxes.total or keep]
     return (made, 0) if len(full) == len(made) else (made.subset(full), len(made) - len(full))
 
 

@@ -85,25 +85,25 @@ class Store:
                     loaded = ahead.result()
                     if k + 1 < len(parts):
                         ahead = reader.submit(self.teacher.load, parts[k + 1])
-                    found = self.teacher.find(loaded)
+                    predictions = self.teacher.find(loaded)
                     for last in written:
                         last.result()
-                    own = [contents[i] for i in shard]
-                    written = [writer.submit(self._keep, part, found, own)]
+                    shard_contents = [contents[i] for i in shard]
+                    written = [writer.submit(self._keep, part, predictions, shard_contents)]
                     advance()
             for last in written:
                 last.result()
         return [self._known[content] for content in contents]
 
     def _content(
-        self, images: BoxSet, found: Sequence[Boxes | None], contents: Sequence[str]
+        self, images: BoxSet, predictions: Sequence[Boxes | None], contents: Sequence[str]
     ) -> dict[str, Any]:
         """A shard as COCO's json; each image also has a hash of its content."""
         classes = self.teacher.classes
-        every = [one or Boxes.of([], []) for one in found]
-        counts = [own.total for own in every]
+        every = [image_boxes or Boxes.of([], []) for image_boxes in predictions]
+        counts = [image_boxes.total for image_boxes in every]
         corners, labels, scores = (
-            torch.cat([getattr(own, name) for own in every]).numpy()
+            torch.cat([getattr(image_boxes, name) for image_boxes in every]).numpy()
             for name in ("boxes", "labels", "scores")
         )
         number = np.repeat(np.arange(len(every)), counts)
@@ -119,8 +119,8 @@ class Store:
         areas = np.round(boxes[:, 2:].prod(1), _PIXELS)
         sure = np.round(scores.astype(np.float64), _SCORES)
         named = np.array([bool(name) for name in classes])
-        kept = np.flatnonzero(named[labels] & (boxes[:, 2:] > 0).all(1))
-        columns = (values[kept].tolist() for values in (number + 1, labels + 1, boxes, areas, sure))
+        usable = np.flatnonzero(named[labels] & (boxes[:, 2:] > 0).all(1))
+        columns = (values[usable].tolist() for values in (number + 1, labels + 1, boxes, areas, sure))
         rows = [
             {"id": id, "image_id": image, "category_id": category, "bbox": box, "area": area,
              "iscrowd": 0, "score": score}
@@ -135,9 +135,11 @@ class Store:
         ]
         return {"images": listed, "annotations": rows, "categories": categories}
 
-    def _keep(self, images: BoxSet, found: Sequence[Boxes | None], contents: Sequence[str]) -> None:
+    def _keep(
+        self, images: BoxSet, predictions: Sequence[Boxes | None], contents: Sequence[str]
+    ) -> None:
         """Write a shard, and take its boxes as if they were read: they are rounded."""
-        content = self._content(images, found, contents)
+        content = self._content(images, predictions, contents)
         self._write(contents, content)
         self._known |= _boxes_in(self.folder, content, len(self.teacher.classes))
 
@@ -163,7 +165,8 @@ def _boxes_in(file: Path, content: Mapping[str, Any], classes: int) -> dict[str,
         ends = np.searchsorted(np.array(whose, np.int64), ids[1:]).tolist()
         parts = (torch.from_numpy(values).tensor_split(ends) for values in (boxes, labels, scores))
         return {
-            hashes[id]: Boxes.of(*own) for id, own in zip(ids, zip(*parts, strict=True), strict=True)
+            hashes[id]: Boxes.of(*columns)
+            for id, columns in zip(ids, zip(*parts, strict=True), strict=True)
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(file, f"{type(error).__name__}: {error}", _REMEDY) from error

@@ -140,11 +140,11 @@ def _open(name: str, size: int | None, known: BoxSet | None) -> BoxTeacher:
         return _torchvision(name, builder.removeprefix(PREFIX), Path(file), size)
     path, depth = path_and_depth(name, KINDS)
     if path.suffix == ".onnx":
-        found = OnnxDetector.open(path, open_onnx(path))
+        detector = OnnxDetector.open(path, open_onnx(path))
         sides = "" if size is None else f":{size}"
         return BoxTeacher(
-            name, f"{onnx_fingerprint(path)}{found.mark}{sides}", found.classes,
-            partial(Pixels, size=found.longest(size)), partial(_by_onnx, found),
+            name, f"{onnx_fingerprint(path)}{detector.mark}{sides}", detector.classes,
+            partial(Pixels, size=detector.longest(size)), partial(_by_onnx, detector),
         )  # fmt: skip
     is_run = (path / "config.json").exists() or (path / "net.safetensors").exists()
     if path.suffix == ".json" or (path.is_dir() and not is_run and any(path.glob("*.json"))):
@@ -254,18 +254,18 @@ def _predictions(name: str, path: Path, known: BoxSet | None) -> BoxTeacher:
 
 @torch.inference_mode()
 def _by_module(module: nn.Module, loaded: Pixels) -> list[Boxes]:
-    found = []
+    predictions = []
     for pixels, original in loaded:
         (row,) = module([pixels.float() / 255])
         boxes = restored(row["boxes"].cpu(), (pixels.shape[1], pixels.shape[2]), original)
-        found.append(Boxes.of(boxes, row["labels"].cpu(), row["scores"].cpu()))
-    return found
+        predictions.append(Boxes.of(boxes, row["labels"].cpu(), row["scores"].cpu()))
+    return predictions
 
 
 def _by_onnx(detector: OnnxDetector, loaded: Pixels) -> list[Boxes]:
-    found = []
+    predictions = []
     for pixels, original in loaded:
-        own = detector.find(pixels)
-        boxes = restored(own.boxes, (pixels.shape[1], pixels.shape[2]), original)
-        found.append(Boxes.of(boxes, own.labels, own.scores))
-    return found
+        detected = detector.find(pixels)
+        boxes = restored(detected.boxes, (pixels.shape[1], pixels.shape[2]), original)
+        predictions.append(Boxes.of(boxes, detected.labels, detected.scores))
+    return predictions

@@ -30,23 +30,23 @@ class Matches(NamedTuple):
     true: Int64[Tensor, " classes"]
 
 
-def matched(found: Sequence[Boxes], truth: Sequence[Boxes], classes: int) -> Matches:
+def matched(predictions: Sequence[Boxes], truth: Sequence[Boxes], classes: int) -> Matches:
     """Match predicted boxes with true boxes of their class, best first; each true box once."""
     rows = []
-    for own, true in zip(found, truth, strict=True):
-        own = own.chosen(own.scores.argsort(descending=True, stable=True))
-        near = box_iou(own.boxes, true.boxes)
-        near = torch.where(own.labels[:, None] == true.labels, near, 0.0)
-        right = torch.zeros(own.total, dtype=torch.bool)
-        inside = torch.zeros(own.total, dtype=torch.bool)
+    for boxes, true in zip(predictions, truth, strict=True):
+        boxes = boxes.chosen(boxes.scores.argsort(descending=True, stable=True))
+        near = box_iou(boxes.boxes, true.boxes)
+        near = torch.where(boxes.labels[:, None] == true.labels, near, 0.0)
+        right = torch.zeros(boxes.total, dtype=torch.bool)
+        inside = torch.zeros(boxes.total, dtype=torch.bool)
         free = ~true.crowd
         for i in (near >= OVERLAP).any(1).nonzero()[:, 0].tolist() if true.total else ():
             best = torch.where(free, near[i], 0.0).argmax()
             if free[best] and near[i, best] >= OVERLAP:
                 right[i], free[best] = True, False
-        if true.crowd.any() and own.total:
+        if true.crowd.any() and boxes.total:
             inside = (near[:, true.crowd] > 0).any(1) & ~right
-        rows.append((own.labels[~inside], own.scores[~inside], right[~inside]))
+        rows.append((boxes.labels[~inside], boxes.scores[~inside], right[~inside]))
     labels, scores, hits = (torch.cat(values) for values in zip(*rows, strict=True))
     counted = torch.cat([true.labels[~true.crowd] for true in truth])
     return Matches(labels, scores, hits, torch.bincount(counted, minlength=classes))
@@ -57,18 +57,18 @@ def best_f1(matches: Matches, fallback: float) -> Float[Tensor, " classes"]:
 
     F1 is 2 × right / (predicted + true) of the boxes at or above the threshold.
     """
-    found = torch.full((len(matches.true),), fallback)
+    thresholds = torch.full((len(matches.true),), fallback)
     for label, true in enumerate(matches.true.tolist()):
-        own = matches.labels == label
-        scores, order = matches.scores[own].sort(descending=True, stable=True)
-        right = matches.right[own][order].cumsum(0)
+        of_class = matches.labels == label
+        scores, order = matches.scores[of_class].sort(descending=True, stable=True)
+        right = matches.right[of_class][order].cumsum(0)
         f1 = 2 * right / (torch.arange(1, len(scores) + 1) + true)
         # of equal scores all or none are above a threshold: the last of them counts
         last = torch.ones(len(scores), dtype=torch.bool)
         last[:-1] = scores[:-1] > scores[1:]
         if len(scores) and right[-1]:
-            found[label] = scores[torch.where(last, f1, -1.0).argmax()]
-    return found
+            thresholds[label] = scores[torch.where(last, f1, -1.0).argmax()]
+    return thresholds
 
 
 def as_many(
@@ -78,12 +78,12 @@ def as_many(
 
     Of fewer boxes than wanted all stay.
     """
-    found = torch.full((len(wanted),), fallback)
+    thresholds = torch.full((len(wanted),), fallback)
     for label, number in enumerate(wanted):
-        own = scores[labels == label].sort(descending=True).values
-        if round(number) and len(own):
-            found[label] = own[min(round(number), len(own)) - 1]
-    return found
+        ranked = scores[labels == label].sort(descending=True).values
+        if round(number) and len(ranked):
+            thresholds[label] = ranked[min(round(number), len(ranked)) - 1]
+    return thresholds
 
 
 class Calibration(NamedTuple):

@@ -193,9 +193,9 @@ def ekd(
         objective = method()
         learn(objective, phase="nest", select=watch.select if watch else None)
         if watch and watch.roll_back(training.on_drop):
-            own = _own_options(teaching, ablation)
+            options = _own_options(teaching, ablation)
             by_schedule = SCHEDULES[training.schedule]
-            objective = PrivateNorms(nested, **{n: own[n] for n in own if n not in by_schedule})
+            objective = PrivateNorms(nested, **{n: options[n] for n in options if n not in by_schedule})
             learn(objective, phase="norms")
             nested.requires_grad_(True)
         record = watch.record() if watch else {}

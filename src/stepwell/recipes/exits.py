@@ -136,7 +136,7 @@ def exits(
 
 def places_of(exits: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """The blocks of exits typed as NAME=BLOCKS,...; ValueError for another form, or a name twice."""
-    found: dict[str, tuple[int, ...]] = {}
+    places: dict[str, tuple[int, ...]] = {}
     for text in exits:
         name, _, blocks = text.partition("=")
         try:
@@ -145,10 +145,10 @@ def places_of(exits: Sequence[str]) -> dict[str, tuple[int, ...]]:
             raise ValueError(
                 f"--exits {text}: write NAME=BLOCKS,..., the blocks of each stage, such as early=3,0,0"
             ) from None
-        if name in found:
+        if name in places:
             raise ValueError(f"--exits: exit {name!r} is named twice: drop one of them")
-        found[name] = counts
-    return found
+        places[name] = counts
+    return places
 
 
 def usual_places(net: NestedNet, most: int = 2) -> Mapping[str, tuple[int, ...]]:

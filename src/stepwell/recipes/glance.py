@@ -56,8 +56,8 @@ def glance(
     torch.manual_seed(training.seed)
     name = f"{CROPS}{net}/{looking.glances}"
     splits = classification.read_splits(data, out, images, name)
-    own: dict[str, Any] = {} if looking.glance_size is None else {"side": looking.glance_size}
-    nested, start = start_glances(splits, name, looking.fewer, net, init, **own)
+    options: dict[str, Any] = {} if looking.glance_size is None else {"side": looking.glance_size}
+    nested, start = start_glances(splits, name, looking.fewer, net, init, **options)
     inputs = classification.prepare(splits, images, training, start=start, init=init)
     return learn_to_look(
         "glance", out, loop, arguments, inputs, nested, looking, training, ablation.where

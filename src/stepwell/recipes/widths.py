@@ -98,9 +98,9 @@ def widths(
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net)
     size, classes = splits.train.size, splits.train.classes
-    own = classification.input_arguments(net, size, stem)
+    options = classification.input_arguments(net, size, stem)
     try:
-        slimmable = build(net, num_classes=len(classes), multipliers=width.widths, **own)
+        slimmable = build(net, num_classes=len(classes), multipliers=width.widths, **options)
     except ValueError as error:
         raise ValueError(f"--net {net}: {error}") from error
     nested, start = classification.start_network(splits, slimmable, init=init)

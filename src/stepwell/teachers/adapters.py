@@ -81,14 +81,14 @@ class _Adapted(nn.Module):
 
 
 class Renormalised(_Adapted):
-    """A teacher for images of another normalisation, `given`; the teacher expects `own`."""
+    """A teacher for images of another normalisation, `given`; the teacher expects `usual`."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, teacher: Teacher, given: Normalisation, own: Normalisation) -> None:
+    def __init__(self, teacher: Teacher, given: Normalisation, usual: Normalisation) -> None:
         super().__init__(teacher)
-        values = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (*given, *own))
+        values = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (*given, *usual))
         mean, std, own_mean, own_std = values
         scale, shift = std / own_std, (mean - own_mean) / own_std
         self.register_buffer("scale", scale.float(), persistent=False)

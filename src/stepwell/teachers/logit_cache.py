@@ -195,14 +195,14 @@ class CachedLogits(nn.Module):
     def forward(self, images: Shaped[Tensor, "batch ..."]) -> Exit:
         """The logits of a batch: all from the cache or, if one is missing, all from the teacher."""
         keys = keys_of(images, self.by_image)
-        found = [self.cache.get(key) for key in keys]
-        rows = [row for row in found if row is not None]
+        cached = [self.cache.get(key) for key in keys]
+        rows = [row for row in cached if row is not None]
         if len(rows) == len(keys):
             self.read += len(images)
             return Exit(torch.cat(rows).to(images.device))
         logits = self.teacher(images).logits
         self.computed += len(images)
-        for key, row, part in zip(keys, found, logits.chunk(len(keys)), strict=True):
+        for key, row, part in zip(keys, cached, logits.chunk(len(keys)), strict=True):
             if row is None:
                 self.cache.put(key, part)
         return Exit(logits)

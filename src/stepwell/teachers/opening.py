@@ -240,8 +240,8 @@ def _stepwell(name: str, path: Path, depth: str | None) -> Source:
         return source
     module = net.subnet(depth)
     # the file's fingerprint is the same before and after a depth is calibrated
-    own = digest({}, dict(module.state_dict()))[:16]
-    return source._replace(module=module, fingerprint=f"{source.weights}@{depth}:{own}")
+    content = digest({}, dict(module.state_dict()))[:16]
+    return source._replace(module=module, fingerprint=f"{source.weights}@{depth}:{content}")
 
 
 def _source(
@@ -253,8 +253,8 @@ def _source(
         source = source._replace(net=net, module=net.module)
     if card is None:
         return source
-    own = (card.mean, card.std)
-    known = own if card.classes or own != (Card().mean, Card().std) else None
+    normalisation = (card.mean, card.std)
+    known = normalisation if card.classes or normalisation != (Card().mean, Card().std) else None
     return source._replace(
         classes=card.classes, size=card.size, normalisation=known, drawing=card.drawing
     )

@@ -187,8 +187,8 @@ class Job:
                 self._keep_best(values)
         line |= self._spent()
         if self.writes:
-            own, until = self.phase, self.position
-            lines = [x for x in self.run.metrics() if x["phase"] != own or x["step"] < until]
+            phase, until = self.phase, self.position
+            lines = [x for x in self.run.metrics() if x["phase"] != phase or x["step"] < until]
             self.run.write_metrics([*lines, line])
             self.log(line)
         progress.epoch(line)
@@ -277,16 +277,16 @@ class Job:
     @contextlib.contextmanager
     def _evaluated_weights(self) -> Iterator[None]:
         """Set eval mode, and the averaged weights if there is an average."""
-        own = None
+        saved = None
         if self.averaged is not None:
-            own = {k: v.clone() for k, v in self.objective.state_dict().items()}
+            saved = {k: v.clone() for k, v in self.objective.state_dict().items()}
             self.objective.load_state_dict(self.averaged.average.module.state_dict())
         try:
             with in_eval_mode(self.objective):
                 yield
         finally:
-            if own is not None:
-                self.objective.load_state_dict(own)
+            if saved is not None:
+                self.objective.load_state_dict(saved)
 
     def _spent(self) -> dict[str, float]:
         """Seconds of training so far; a killed process counts up to its last checkpoint."""
@@ -296,11 +296,11 @@ class Job:
         self._clock, self._cpu_clock = now, cpu
         return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
-    def _diverged(self, what: str, position: int) -> str:
+    def _diverged(self, problem: str, position: int) -> str:
         epoch, step = divmod(position, len(self.train))
         file = self.folder / "last.ckpt"
         remedy = "Start again with a lower --lr or --clip"
         if file.exists():
             remedy = f"The last good checkpoint is {file}. {remedy}, and another --out"
         where = f"at step {step} of epoch {epoch + 1} (phase {self.phase})"
-        return f"training diverged: {what} {where}. {remedy}"
+        return f"training diverged: {problem} {where}. {remedy}"

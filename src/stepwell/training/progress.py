@@ -35,7 +35,7 @@ class Progress:
         self.phase, self.epochs, self.steps = phase, math.ceil(total / epoch), epoch
         self.done, self.total, self.clock = done, total, clock
         self._first, self._begin, self._due = done, clock(), clock() + FIRST
-        self._told = -math.inf
+        self._printed = -math.inf
         self._bar = rich.Progress(
             rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=None),
             rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn(),
@@ -71,8 +71,8 @@ class Progress:
             parts.append(f"{name.split('/')[1]}: {value}")
         self._bar.update(self._task, description=self._title("  ".join(parts)))
         now, last = self.clock(), line["epoch"] == self.epochs
-        if not self.console.is_terminal and (last or now - self._told >= LINES):
-            self._told = now
+        if not self.console.is_terminal and (last or now - self._printed >= LINES):
+            self._printed = now
             start = f"{self.phase}: epoch {line['epoch']}/{self.epochs}"
             text = "  ".join([start, *parts, f"{line['seconds']:.0f} s"])
             self.console.print(text, highlight=False)

@@ -186,18 +186,18 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
                 f"{out} holds a run with --{flag} {_in_words(before.get(name))}, not "
                 f"{_in_words(now.get(name))}: {remedy}"
             )
-    for what in ("data", "teacher"):
-        both = (old[what], new[what])
-        then, now_ = (x if isinstance(x, dict) else {what: x} for x in both)
+    for key in ("data", "teacher"):
+        both = (old[key], new[key])
+        then, now_ = (x if isinstance(x, dict) else {key: x} for x in both)
         if differing := [k for k in {**then, **now_} if not _alike(then, now_, k)]:
             changes = ", ".join(f"{k} was {then.get(k)} and is {now_.get(k)}" for k in differing)
-            raise ValueError(f"{out} holds a run on other {what} ({changes}): use another --out")
+            raise ValueError(f"{out} holds a run on other {key} ({changes}): use another --out")
     earlier = {"devices": 1} | dict(old)  # older runs do not record it
-    for what in ("versions", "commit", "device", "devices", "threads"):
-        unknown = what == "commit" and None in (earlier.get(what), new[what])  # outside of git
-        if earlier.get(what) != new[what] and not unknown:
+    for key in ("versions", "commit", "device", "devices", "threads"):
+        unknown = key == "commit" and None in (earlier.get(key), new[key])  # outside of git
+        if earlier.get(key) != new[key] and not unknown:
             warnings.warn(
-                f"{out} was started with {what} {earlier.get(what)}, now {new[what]}: the result may "
+                f"{out} was started with {key} {earlier.get(key)}, now {new[key]}: the result may "
                 "differ from an uninterrupted run's in the last bits",
                 stacklevel=3,
             )

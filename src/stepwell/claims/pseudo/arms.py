@@ -100,7 +100,7 @@ class FeatureTaught(Detection):
     def _objects(self, maps: Any, batch: BoxBatch) -> list[Tensor]:
         """True boxes of images with labels, and the teacher's of the others."""
         (teacher,) = self._teacher
-        found = teacher.found(maps, teacher.outputs(maps), batch.images, batch.sizes)
+        found = teacher.boxes(maps, teacher.outputs(maps), batch.images, batch.sizes)
         assert batch.known is not None
         rows = zip(found, batch.truth, batch.known, strict=True)
         return [

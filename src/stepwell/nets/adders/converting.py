@@ -116,8 +116,8 @@ def _norms_behind(module: nn.Module, names: Collection[str]) -> dict[str, list[n
         nodes = []
     calls = {n: [node for node in nodes if (node.op, node.target) == ("call_module", n)] for n in names}
     return {
-        name: _norms_in_graph(name, own, module) if own else [_norm_by_name(name, module)]
-        for name, own in calls.items()
+        name: _norms_in_graph(name, uses, module) if uses else [_norm_by_name(name, module)]
+        for name, uses in calls.items()
     }
 
 
@@ -180,9 +180,9 @@ def _without_norm(name: str) -> NoAdderFormError:
     )  # fmt: skip
 
 
-def _between(what: str, name: str) -> NoAdderFormError:
+def _between(noun: str, name: str) -> NoAdderFormError:
     return NoAdderFormError(
-        f"{what} stands behind the convolution {name!r}, before a norm, and would lose all outputs of "
+        f"{noun} stands behind the convolution {name!r}, before a norm, and would lose all outputs of "
         "an adder layer, which are negative",
         f"put it behind the norm, or keep the convolution with keep=[{name!r}]",
     )
@@ -209,9 +209,9 @@ def _loses_negatives(call: Callable[[torch.Tensor], object]) -> bool:
     values = torch.arange(-200.0, -100.0, device="cpu")  # many: a dropout may lose some
     try:
         with torch.random.fork_rng(devices=[]):
-            found = call(values)
+            outputs = call(values)
     except Exception:  # a function of several values of the graph
         return False
-    if not isinstance(found, torch.Tensor) or found.shape != values.shape:
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != values.shape:
         return False
-    return bool(found.max() - found.min() < 1e-3)
+    return bool(outputs.max() - outputs.min() < 1e-3)

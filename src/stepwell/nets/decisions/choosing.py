@@ -115,9 +115,9 @@ class ChoosingNet(Predicts):
         """
         if ms is not None and self.budgets and len(times) != len(self.names):
             raise ValueError(f"{len(times)} times of {len(self.names)} choices: ms needs all of them")
-        found = best_budget(self.budgets, ms=ms, macs=macs, accuracy=accuracy, times=times)
-        self.price.fill_(found.price)
-        return found
+        budget = best_budget(self.budgets, ms=ms, macs=macs, accuracy=accuracy, times=times)
+        self.price.fill_(budget.price)
+        return budget
 
     def hold(self, name: str) -> None:
         """Make one choice for all images, without chooser and budgets; ValueError if there is none."""

@@ -22,12 +22,12 @@ class Deciding(nn.Module):
     break_even: BreakEven = MappingProxyType({})
     in_graphs: ClassVar[Mapping[str, str]]
 
-    def from_plain(self, plain: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def from_plain(self, plain: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of this part from those of a network without decisions, by their names in the part.
 
         Args:
             plain: the tensors there; those of a part like this one stay as they are.
-            own: this part's own, for what the plain network does not have.
+            state: this part's own, for what the plain network does not have.
         """
         raise NotImplementedError
 
@@ -47,13 +47,13 @@ def use_break_even(module: nn.Module, table: Mapping[str, Mapping[str, float]]) 
 
 def from_plain(module: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors `given` for a network, where parts that decide begin with those of plain parts."""
-    found = dict(given)
+    tensors = dict(given)
     for name, part in deciding_parts(module):
         start = f"{name}."
-        plain = {k.removeprefix(start): found.pop(k) for k in [*found] if k.startswith(start)}
-        own = part.from_plain(plain, part.state_dict())
-        found |= {start + k: value for k, value in own.items()}
-    return found
+        plain = {k.removeprefix(start): tensors.pop(k) for k in [*tensors] if k.startswith(start)}
+        converted = part.from_plain(plain, part.state_dict())
+        tensors |= {start + k: value for k, value in converted.items()}
+    return tensors
 
 
 def like_block(kind: type[Block], block: nn.Module, changed: Mapping[str, nn.Module]) -> Block:

@@ -93,10 +93,10 @@ class Draw(NamedTuple):
 
         ValueError for draws while a graph is exported, or as for `check`.
         """
-        found = self.check()
-        if found.draws:
+        estimator = self.check()
+        if estimator.draws:
             refuse_in_graphs()
-        return found.choose(scores.float(), self.temperature)
+        return estimator.choose(scores.float(), self.temperature)
 
     def check(self, *, training: bool = False) -> Estimator:
         """The estimator; ValueError for an unknown one, or a temperature that is not positive.
@@ -106,10 +106,10 @@ class Draw(NamedTuple):
         if self.estimator not in ESTIMATORS:
             raise ValueError(f"no estimator {self.estimator!r}; there are {', '.join(ESTIMATORS)}")
         check_number("the temperature of a decision is", self.temperature, POSITIVE)
-        found = ESTIMATORS[self.estimator]
-        if training and not (found.learns or found.by_policy):
+        estimator = ESTIMATORS[self.estimator]
+        if training and not (estimator.learns or estimator.by_policy):
             able = [name for name, e in ESTIMATORS.items() if e.learns or e.by_policy]
             raise ValueError(
                 f"estimator {self.estimator!r} teaches a decision nothing: train with {', '.join(able)}"
             )
-        return found
+        return estimator

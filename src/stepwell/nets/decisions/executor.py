@@ -138,8 +138,8 @@ def mixture(
     if torch.onnx.is_in_onnx_export():  # a graph may hold as many rows as the values say
         y = torch.zeros_like(x)
         for i, part in enumerate(parts):
-            own, place = (who == i).nonzero(as_tuple=True)
-            y = y.index_add(0, own, part(x[own]) * weights[own, place, None])
+            chosen, place = (who == i).nonzero(as_tuple=True)
+            y = y.index_add(0, chosen, part(x[chosen]) * weights[chosen, place, None])
         return y
     # a graph first: its number of rows has no value to compare
     if torch.compiler.is_compiling() or (
@@ -159,7 +159,7 @@ def mixture(
     inputs = x.index_select(0, sorted_rows).split(counts)
     every_part = torch.is_grad_enabled() or not rows  # each has a gradient, if only of zeros
     values = torch.cat(
-        [part(own) for part, own in zip(parts, inputs, strict=True) if every_part or len(own)]
+        [part(given) for part, given in zip(parts, inputs, strict=True) if every_part or len(given)]
     )
     values = values * weights.flatten().index_select(0, order)[:, None]
     return values.new_zeros(rows, values.shape[1]).index_add(0, sorted_rows, values)

@@ -81,10 +81,10 @@ class Experts(Deciding):
         self, expert: nn.Module, width: int, count: int, top_k: int = 1, router: Router = "noisy"
     ) -> None:
         super().__init__()
-        for what, number in (("experts", count), ("top_k", top_k)):
+        for name, number in (("experts", count), ("top_k", top_k)):
             if not isinstance(number, int):
-                raise ValueError(f"{what}={number!r}: must be a whole number")
-            check_number(what, number, RANGES[what])
+                raise ValueError(f"{name}={number!r}: must be a whole number")
+            check_number(name, number, RANGES[name])
         if top_k > count:
             raise ValueError(f"top_k {top_k}: there are {count} experts, so between 1 and {count}")
         check_choice("router", router, Router)
@@ -133,7 +133,7 @@ class Experts(Deciding):
         """Maps tokens to tokens."""
         return self.run(x, self.route(x))
 
-    def from_plain(self, plain: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def from_plain(self, plain: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of one MLP as every expert, and this part's own router ("sparse upcycling").
 
         With k = 1 the last layer is multiplied by the number of experts E, because the weight of the
@@ -146,7 +146,7 @@ class Experts(Deciding):
         )
         scale = len(self.experts) if self.top_k == 1 else 1
         copies = {k: v * scale if k.rpartition(".")[0] == last else v for k, v in plain.items()}
-        router = {k: v for k, v in own.items() if not k.startswith("experts.")}
+        router = {k: v for k, v in state.items() if not k.startswith("experts.")}
         return router | {
             f"experts.{i}.{k}": v for i in range(len(self.experts)) for k, v in copies.items()
         }
@@ -251,13 +251,13 @@ def with_experts(
             raise ValueError("top_k and router are of networks with experts: give their number, too")
         return module
     named = [(name, block, _routed(block)) for name, block in module.named_modules()]
-    found = [(name, block, kind) for name, block, kind in named if kind is not None]
-    if not found:
+    blocks = [(name, block, kind) for name, block, kind in named if kind is not None]
+    if not blocks:
         raise ValueError(
             f"{type(module).__name__} has no blocks of a vision transformer, whose MLPs could be "
             "experts: name a ViT or DeiT"
         )
-    for name, block, kind in found:
+    for name, block, kind in blocks:
         mlp = block.get_submodule("mlp")
         width = next(part.in_features for part in mlp.modules() if isinstance(part, nn.Linear))
         mixed = Experts(mlp, width, experts, top_k, router)

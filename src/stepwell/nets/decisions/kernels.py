@@ -76,10 +76,10 @@ class MixedConv2d(Deciding):
         """
         check_number("the temperature of mixed kernels is", temperature, POSITIVE)
         scores = self.routing(x.mean((2, 3)))
-        found: Tensor = (
+        shares: Tensor = (
             scores.sigmoid() if self.kind == "condconv" else (scores / temperature).softmax(1)
         )
-        return found
+        return shares
 
     def run(self, x: Maps, shares: Shares) -> Maps:
         """Convolve each example with its own kernel.
@@ -105,14 +105,14 @@ class MixedConv2d(Deciding):
         if x.device.type == "cpu":
             count = max(1, min(EXAMPLES, CACHE // (self.weight.nbytes // self.kernels)))
         pieces = zip(x.split(count), shares.to(self.weight.dtype).split(count), strict=True)
-        return torch.cat([self._run_at_once(few, self.mixed(own)) for few, own in pieces])
+        return torch.cat([self._run_at_once(maps, self.mixed(few)) for maps, few in pieces])
 
     def _run_at_once(self, x: Maps, mixed: Float[Tensor, "filters _ _ _"]) -> Maps:
         """Convolve a few examples with their kernels."""
         count = len(x)
         if x.device.type == "cpu" and not x.is_contiguous():
             pairs = zip(x.split(1), mixed.chunk(count), strict=True)
-            return torch.cat([conv2d(own, kernel, **self.options) for own, kernel in pairs])
+            return torch.cat([conv2d(example, kernel, **self.options) for example, kernel in pairs])
         y = conv2d(x.reshape(1, -1, *x.shape[2:]), mixed, groups=count, **self.options)
         return y.view(count, -1, *y.shape[2:])
 
@@ -127,7 +127,7 @@ class MixedConv2d(Deciding):
         """Maps to maps."""
         return self.run(x, self.shares(x))
 
-    def from_plain(self, plain: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def from_plain(self, plain: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of one kernel, and this part's own routing.
 
         They begin as the plain convolution: softmax sums to one, and sigmoids are near a half.
@@ -136,7 +136,7 @@ class MixedConv2d(Deciding):
         if kernel is None or len(plain) > 1:
             return dict(plain)
         scale = 2 / self.kernels if self.kind == "condconv" else 1.0
-        return {**own, "weight": (kernel * scale).repeat(self.kernels, 1, 1, 1)}
+        return {**state, "weight": (kernel * scale).repeat(self.kernels, 1, 1, 1)}
 
 
 class MixedBlock(nn.Module):

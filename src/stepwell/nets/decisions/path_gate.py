@@ -90,7 +90,7 @@ class PathGate(nn.Module):
     def alone(self) -> "PathGate":
         """A copy with steps of its own, which are registered."""
         twin = deepcopy(self)
-        own = alone(nn.Sequential(*self.steps))
-        twin.add_module("own", own)
-        twin.steps, twin.behind = tuple(own.children()), ()
+        steps = alone(nn.Sequential(*self.steps))
+        twin.add_module("own", steps)
+        twin.steps, twin.behind = tuple(steps.children()), ()
         return twin

@@ -84,8 +84,8 @@ class SkipCell(nn.Module):
             return self._looped(mask, vectors)[:, : self.width]
         if self.training or draw is not None or keep is not None:
             every = draw is not None and draw.estimator == "always"
-            kept = torch.ones_like(mask) if every else keep
-            state, read = self._masked(mask, vectors, kept)
+            updating = torch.ones_like(mask) if every else keep
+            state, read = self._masked(mask, vectors, updating)
         elif vectors.is_meta or torch.compiler.is_compiling():
             state, read = self._masked(mask, vectors, None)
         else:
@@ -145,7 +145,7 @@ class SkipCell(nn.Module):
         def goes_on(at: Tensor, state: Tensor) -> Tensor:
             return (at < lengths).sum() > 0  # `any` of no text is true in ONNX
 
-        def one(at: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        def advance(at: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
             place = at.clamp(max=most - 1)[:, None, None].expand(-1, 1, vectors.shape[2])
             new, step = self.update(vectors.gather(1, place).squeeze(1), state)
             goes = at < lengths
@@ -154,7 +154,7 @@ class SkipCell(nn.Module):
 
         # `len(mask)` would make the batch size part of the graph
         begin = torch.zeros_like(lengths), self.start.expand(mask.shape[0], -1) + 0.0
-        _, state = while_loop(goes_on, one, begin)
+        _, state = while_loop(goes_on, advance, begin)
         last: Tensor = state
         return last
 

@@ -71,9 +71,9 @@ class Gated(Deciding):
         """Add the branch to `base` as decided; above the break-even all of it is computed."""
         return with_branch(base, x, decision, self.branch, break_even)
 
-    def from_plain(self, plain: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def from_plain(self, plain: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The block's own gate, where the plain block has none."""
-        return {k: value for k, value in own.items() if k.startswith("gate.")} | dict(plain)
+        return {k: value for k, value in state.items() if k.startswith("gate.")} | dict(plain)
 
     def forward(
         self, x: Maps, extras: Collection[str] = (), draw: Draw | None = None
@@ -101,8 +101,8 @@ class Gated(Deciding):
         if choice is None and scores is not None:
             choice = Draw("threshold")(scores)
         assert choice is not None
-        own = {"choice": choice, "scores": choice if scores is None else scores}
-        return y, own | {"open": choice[:, 1]}
+        decisions = {"choice": choice, "scores": choice if scores is None else scores}
+        return y, decisions | {"open": choice[:, 1]}
 
 
 class GatedBasicBlock(Gated, BasicBlock):

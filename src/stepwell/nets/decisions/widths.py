@@ -78,8 +78,8 @@ class WidthNet(ChoosingNet):
 
     def logits_by_choice(self, x: Images) -> dict[str, Tensor]:
         """Give logits of all images at every width, by name."""
-        found = self.net.logits_by_depth(x)
-        return {name: found[name] for name in self.names}
+        logits = self.net.logits_by_depth(x)
+        return {name: logits[name] for name in self.names}
 
     def settle(self, who: Which) -> Which:
         """Give the widths to run: a group joins a wider one where that is faster by `times`."""

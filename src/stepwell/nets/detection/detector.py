@@ -58,17 +58,19 @@ class Detector(nn.Module):
         if width < 32 or width % 32:
             raise ValueError(f"--width {width}: the norms of a head need a multiple of 32 channels")
         convs = usual_convs(head, width) if convs is None else convs
-        own = [strides[i] for i in self.levels]
-        make_more, count = architecture.more if own[-1] >= 32 else (None, 0)
-        more = [own[-1] * 2**i for i in range(1, count + 1)]
+        own_strides = [strides[i] for i in self.levels]
+        make_more, count = architecture.more if own_strides[-1] >= 32 else (None, 0)
+        more = [own_strides[-1] * 2**i for i in range(1, count + 1)]
         self.name, self.width, self.convs, self.classes = head, width, convs, classes
-        self.strides, self.own_levels = (*own, *more), len(own)
+        self.strides, self.own_levels = (*own_strides, *more), len(own_strides)
         self.background, self.sigmoid = architecture.background, architecture.sigmoid
         self.net = net
         self.pyramid = FeaturePyramidNetwork(
             [channels[i] for i in self.levels], width, make_more(width) if make_more else None
         )
-        self.head: Any = architecture.make(Maps((*own, *more), len(own), width), classes, convs)
+        self.head: Any = architecture.make(
+            Maps((*own_strides, *more), len(own_strides), width), classes, convs
+        )
         self.head.transform = nn.Identity()  # images are scaled and normalised before
         used = {f"{stage}." for stage in net.plan.head}
         for parameter_name, parameter in net.module.named_parameters():
@@ -83,8 +85,8 @@ class Detector(nn.Module):
     def maps(self, features: Sequence[Tensor]) -> "OrderedDict[str, Tensor]":
         """The pyramid's maps by level, of the outputs of the backbone's stages."""
         chosen = ((str(i), features[level]) for i, level in enumerate(self.levels))
-        found: OrderedDict[str, Tensor] = self.pyramid(OrderedDict(chosen))
-        return found
+        maps: OrderedDict[str, Tensor] = self.pyramid(OrderedDict(chosen))
+        return maps
 
     def outputs(self, maps: Mapping[str, Tensor]) -> Outputs | None:
         """The outputs of the head at every place of the maps; None for a detector of two stages."""
@@ -113,17 +115,17 @@ class Detector(nn.Module):
                 "retinanet"
             )
         targets = [
-            {"boxes": own.boxes[~own.crowd], "labels": own.labels[~own.crowd] + self.background}
-            for own in batch.truth
+            {"boxes": truth.boxes[~truth.crowd], "labels": truth.labels[~truth.crowd] + self.background}
+            for truth in batch.truth
         ]
-        crowds = [own.boxes[own.crowd] for own in batch.truth]
+        crowds = [truth.boxes[truth.crowd] for truth in batch.truth]
         if outputs is not None and self.sigmoid and (known is not None or any(map(len, crowds))):
             silent = self._silent(maps, batch, outputs["cls_logits"], targets, crowds, known)
             outputs = {**outputs, "cls_logits": outputs["cls_logits"].masked_fill(silent, _NEVER)}
-        found: dict[str, Tensor] = self._whole(maps, batch.sizes, outputs)(batch.images, targets)
-        return found
+        losses: dict[str, Tensor] = self._whole(maps, batch.sizes, outputs)(batch.images, targets)
+        return losses
 
-    def found(
+    def boxes(
         self, maps: "OrderedDict[str, Tensor]", outputs: Outputs | None, images: Images, sizes: Sizes
     ) -> list[Boxes]:
         """The boxes of each image in its pixels, best first, after torchvision's NMS."""
@@ -182,12 +184,14 @@ class Detector(nn.Module):
         self.net.require_ready(name)
         check_card(self.net.card)
         sources, single = several(images)
-        found = []
+        predicted = []
         for source in sources:  # one by one: photographs may be large
             scaled = Scaled.of(source, self.net.card.size)
-            (one,) = objects_in(self, [scaled], name, min_score)
-            found.append(one._replace(file=Path(source) if isinstance(source, str | Path) else None))
-        return found[0] if single else found
+            (prediction,) = objects_in(self, [scaled], name, min_score)
+            predicted.append(
+                prediction._replace(file=Path(source) if isinstance(source, str | Path) else None)
+            )
+        return predicted[0] if single else predicted
 
     def by_depth(
         self, images: Images, sizes: Sizes | None = None, depths: Sequence[str] | None = None
@@ -202,11 +206,11 @@ class Detector(nn.Module):
             )
         if sizes is None:
             sizes = [(images.shape[2], images.shape[3])] * len(images)
-        found = {}
+        boxes = {}
         for depth, exit in self.net.forward_all(images, depths).items():
             maps = self.maps(exit.features)
-            found[depth] = self.found(maps, self.outputs(maps), images, sizes)
-        return found
+            boxes[depth] = self.boxes(maps, self.outputs(maps), images, sizes)
+        return boxes
 
     def _whole(self, maps: Mapping[str, Tensor], sizes: Sizes, outputs: Outputs | None) -> nn.Module:
         """torchvision's detector with maps and outputs in place of the modules that compute them.
@@ -226,9 +230,9 @@ class Detector(nn.Module):
         """True for the scores that no loss may see (batch, places, classes); no positive is one."""
         anchors = self.head.anchor_generator(ImageList(batch.images, [*batch.sizes]), [*maps.values()])
         silent = torch.zeros_like(logits, dtype=torch.bool)
-        for i, (own, true, crowd) in enumerate(zip(anchors, targets, crowds, strict=True)):
-            centres = (own[:, :2] + own[:, 2:]) / 2
-            near = self._near(own, centres, true["boxes"])
+        for i, (image_anchors, true, crowd) in enumerate(zip(anchors, targets, crowds, strict=True)):
+            centres = (image_anchors[:, :2] + image_anchors[:, 2:]) / 2
+            near = self._near(image_anchors, centres, true["boxes"])
             silent[i] = (_within(centres, crowd).any(1) & ~near.any(1))[:, None]
             if known is not None:
                 positive = near.to(logits.dtype) @ one_hot(true["labels"], self.classes).to(logits)
@@ -313,6 +317,6 @@ class _Ready(nn.Module):
     def forward(self, images: Tensor, targets: Any) -> tuple[ImageList, Any]:
         return ImageList(images, self.sizes), targets
 
-    def postprocess(self, found: Any, sizes: Any, original: Any) -> Any:
+    def postprocess(self, detections: Any, sizes: Any, original: Any) -> Any:
         """The boxes as they are."""
-        return found
+        return detections

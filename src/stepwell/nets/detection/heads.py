@@ -27,12 +27,12 @@ _group_norm = partial(nn.GroupNorm, 32)
 class Maps(NamedTuple):
     """The maps of a pyramid.
 
-    strides: of each level, in pixels. own: number of levels that the backbone gives; others follow.
-    width: channels of every level.
+    strides: of each level, in pixels. own_levels: number of levels that the backbone gives; others
+    follow. width: channels of every level.
     """
 
     strides: tuple[int, ...]
-    own: int
+    own_levels: int
     width: int
 
 
@@ -82,7 +82,7 @@ def faster_rcnn(maps: Maps, classes: int, convs: int) -> FasterRCNN:
     anchors = AnchorGenerator(
         tuple((8 * s,) for s in maps.strides), ((0.5, 1.0, 2.0),) * len(maps.strides)
     )
-    names = [str(i) for i in range(maps.own)]
+    names = [str(i) for i in range(maps.own_levels)]
     hidden = min(1024, 4 * maps.width)
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 

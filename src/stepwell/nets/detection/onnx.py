@@ -85,11 +85,13 @@ class OnnxDetector:
         if self._own is not None:
             boxes, scores, labels = self._own.find(image)
         else:
-            boxes, scores, labels = self._found(image)
-        kept = torch.as_tensor(labels, dtype=torch.long)
-        return Boxes.of(torch.from_numpy(boxes.astype(np.float32)), kept, torch.from_numpy(scores))
+            boxes, scores, labels = self._run_foreign(image)
+        label_tensor = torch.as_tensor(labels, dtype=torch.long)
+        return Boxes.of(
+            torch.from_numpy(boxes.astype(np.float32)), label_tensor, torch.from_numpy(scores)
+        )
 
-    def _found(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _run_foreign(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes, scores and labels of another program's graph."""
         about = self.about
         assert about is not None
@@ -110,7 +112,7 @@ class OnnxDetector:
             ) from error
         outputs = {k: np.asarray(v) for k, v in zip(named, values, strict=True)}
         try:
-            boxes, scores, labels = _as_found(outputs)
+            boxes, scores, labels = _unpacked(outputs)
         except (ValueError, IndexError) as error:
             shapes = ", ".join(f"{k} {v.shape}" for k, v in outputs.items())
             raise ValueError(
@@ -145,7 +147,7 @@ def _problem(about: Mapping[str, Any], outputs: list[str]) -> str | None:
     return None
 
 
-def _as_found(outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _unpacked(outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes (n, 4), scores (n,) and labels (n,) from a graph's outputs, with or without a batch."""
     if "rows" in outputs:
         rows = outputs["rows"].reshape(-1, outputs["rows"].shape[-1])

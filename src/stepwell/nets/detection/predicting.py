@@ -50,19 +50,21 @@ def objects_in(
     for alike in by_shape.values():
         batch, sizes = collated([torch.from_numpy(images[i].pixels).permute(2, 0, 1) for i in alike])
         with torch.inference_mode():
-            found = detector.by_depth(batch.to(device), sizes, [depth])[depth]
-        for i, own, scaled in zip(alike, found, sizes, strict=True):
-            own = own._replace(boxes=restored(own.boxes, scaled, images[i].size)).with_area()
-            objects = each_object(own.chosen(own.scores >= min_score), detector.net.card.classes, depth)
+            detected = detector.by_depth(batch.to(device), sizes, [depth])[depth]
+        for i, boxes, scaled in zip(alike, detected, sizes, strict=True):
+            boxes = boxes._replace(boxes=restored(boxes.boxes, scaled, images[i].size)).with_area()
+            objects = each_object(
+                boxes.chosen(boxes.scores >= min_score), detector.net.card.classes, depth
+            )
             answers[i] = Prediction(depth=depth, objects=tuple(objects))
     return answers
 
 
 def each_object(
-    found: Boxes, classes: Sequence[str], depth: str, file: Path | None = None
+    boxes: Boxes, classes: Sequence[str], depth: str, file: Path | None = None
 ) -> list[Prediction]:
     """A prediction for each box, best first."""
-    rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
+    rows = zip(boxes.boxes.tolist(), boxes.labels.tolist(), boxes.scores.tolist(), strict=True)
     return [
         Prediction(file, classes[label], score, depth=depth, box=tuple(box))
         for box, label, score in rows

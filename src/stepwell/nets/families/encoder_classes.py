@@ -102,10 +102,10 @@ class _BertLike(_Layer):
     """A layer of BERT or RoBERTa."""
 
     def _first(self, hidden: Hidden, mask: Tensor, **more: Any) -> First:
-        own: Any = self
-        context, _ = own.attention.self(hidden, mask, **more)
-        attended = own.attention.output(context[:, :1], hidden[:, :1])
-        return cast(Tensor, own.feed_forward_chunk(attended))
+        layer: Any = self
+        context, _ = layer.attention.self(hidden, mask, **more)
+        attended = layer.attention.output(context[:, :1], hidden[:, :1])
+        return cast(Tensor, layer.feed_forward_chunk(attended))
 
 
 class BertLayer(_BertLike, bert.BertLayer):
@@ -120,10 +120,10 @@ class DistilBertLayer(_Layer, distilbert.TransformerBlock):
     """A layer of DistilBERT."""
 
     def _first(self, hidden: Hidden, mask: Tensor, **more: Any) -> First:
-        own: Any = self
-        context, _ = own.attention(hidden, mask, **more)
-        attended = own.sa_layer_norm(context[:, :1] + hidden[:, :1])
-        return cast(Tensor, own.output_layer_norm(own.ffn(attended) + attended))
+        layer: Any = self
+        context, _ = layer.attention(hidden, mask, **more)
+        attended = layer.sa_layer_norm(context[:, :1] + hidden[:, :1])
+        return cast(Tensor, layer.output_layer_norm(layer.ffn(attended) + attended))
 
 
 class _Input(nn.Module):
@@ -170,8 +170,8 @@ class Encoder(PreTrainedModel):
     @torch.no_grad()
     def rescale(self, mean: float, std: float) -> None:
         """Change the head, so that outputs y become mean + std · y."""
-        own: Any = self.classifier
-        head = own if isinstance(own, nn.Linear) else own.out_proj
+        classifier: Any = self.classifier
+        head = classifier if isinstance(classifier, nn.Linear) else classifier.out_proj
         head.weight.mul_(std)
         head.bias.mul_(std).add_(mean)
 
@@ -182,8 +182,8 @@ class Encoder(PreTrainedModel):
         types = getattr(self.config, "type_vocab_size", 1) > 1
         embeddings.padding = self.config.pad_token_id
         embeddings.separator = getattr(self.config, "sep_token_id", None) if types else None
-        for one in layers:
-            one.__class__ = layer
+        for module in layers:
+            module.__class__ = layer
 
 
 class Bert(Encoder, bert.BertForSequenceClassification):

@@ -83,8 +83,8 @@ def _make(
         from stepwell.nets.families.encoder_classes import CLASSES
     make = CLASSES[architecture]
     entry = ARCHITECTURES[architecture][1]
-    own = {k: v for k, v in config.items() if k not in ("architectures", "id2label", "label2id")}
-    return make(make.config_class(**own | {entry: layers, "num_labels": num_classes}))
+    settings = {k: v for k, v in config.items() if k not in ("architectures", "id2label", "label2id")}
+    return make(make.config_class(**settings | {entry: layers, "num_labels": num_classes}))
 
 
 def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
@@ -126,11 +126,11 @@ def read_pretrained(folder: Path, num_classes: int) -> Pretrained:
         raise ValueError(_wrong_config(folder, error)) from error
     if wrong := not_finite(module.state_dict()):
         raise ValueError(f"the weights in {folder} hold no numbers (NaN) in {wrong}: copy them again")
-    own = [n for n in missing if not n.startswith(HEADS)]
-    if own or mismatched:
+    lacking = [n for n in missing if not n.startswith(HEADS)]
+    if lacking or mismatched:
         raise ValueError(
             f"{folder} holds weights of another architecture than its config.json names "
-            f"({architecture}): {(own or mismatched)[0]} is missing or has another shape"
+            f"({architecture}): {(lacking or mismatched)[0]} is missing or has another shape"
         )
     layers = 1 + max((int(n[1]) for name in unused if (n := LAYER.search(name))), default=-1)
     if layers > config[entry]:

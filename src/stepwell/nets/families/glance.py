@@ -60,9 +60,9 @@ class GlanceNet(nn.Module):
         first.train()
         cell = nn.GRUCell(width, width)
         blocks: list[nn.Module] = [FirstGlance(side, first, nn.Linear(width, num_classes), cell)]
-        own = nn.Linear(width, num_classes)
+        head = nn.Linear(width, num_classes)
         policy = Policy(width, reduced, axes)
-        blocks += [NextGlance(i, side, part, later, own, cell, policy) for i in range(glances - 1)]
+        blocks += [NextGlance(i, side, part, later, head, cell, policy) for i in range(glances - 1)]
         self.glances = nn.ModuleList(blocks)
         self.conclusion = Conclusion(width, num_classes)
 
@@ -82,8 +82,8 @@ def start_encoders(net: nn.Module, resnet: nn.Module, source: object) -> None:
     layers = feature_maps(resnet).state_dict()
     first, later, *_ = (glance.encoder for glance in net.glances)  # type: ignore[union-attr]
     for encoder in (first, later):
-        own = encoder.state_dict()
-        if unlike := [n for n in own.keys() | layers.keys() if _shape(own, n) != _shape(layers, n)]:
+        state = encoder.state_dict()
+        if unlike := [n for n in state.keys() | layers.keys() if _shape(state, n) != _shape(layers, n)]:
             raise ValueError(
                 f"{source} does not fit the encoders ({min(unlike)} differs): name a run of the same "
                 "ResNet, with the stem that the glances have"
@@ -107,8 +107,8 @@ def sides(size: int) -> list[int]:
     >>> sides(96), sides(56)
     ([8, 12, 16, 24, 32, 48], [8, 14, 28])
     """
-    if found := [side for side in range(SMALLEST, size) if size % side == 0]:
-        return found
+    if divisors := [side for side in range(SMALLEST, size) if size % side == 0]:
+        return divisors
     near = max(2 * SMALLEST, 8 * round(size / 8))
     raise ValueError(
         f"images of {size} pixels cannot be divided into glances of {SMALLEST} pixels or more: use "

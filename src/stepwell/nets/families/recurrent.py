@@ -87,6 +87,6 @@ def recurrent_builder(name: str) -> Builder:
 
 def with_vectors(net: nn.Module, vectors: Float[Tensor, "words inputs"]) -> None:
     """Copy word vectors into a recurrent network."""
-    (own,) = (inner for inner in net.modules() if isinstance(inner, Words))
+    (words,) = (inner for inner in net.modules() if isinstance(inner, Words))
     with torch.no_grad():
-        own.vectors.weight.copy_(vectors)
+        words.vectors.weight.copy_(vectors)

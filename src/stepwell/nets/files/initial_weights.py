@@ -43,12 +43,12 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     """
     path = Path(path)
     header, tensors = read_file(path, plain_too=True)
-    own = dict(net.module.state_dict())
+    ours = dict(net.module.state_dict())
     card = Card(mean=IMAGENET_MEAN, std=IMAGENET_STD) if header is None else card_of(header)
     fresh = fill(net, tensors, str(path), relabelled=differ(card.classes, classes))
     if header is None or "depths" not in header:  # plain weights, Stepwell's own among them
         return Start(card, fresh)
-    tensors |= {k: own[k] for k in fresh if "builder" not in header}
+    tensors |= {k: ours[k] for k in fresh if "builder" not in header}
     heads = {exit: partial(deepcopy, head) for exit, head in net.exits.items()}
     theirs = assemble(header, tensors, path, lambda: deepcopy(net.module), heads)
     if net.norm_sharing == theirs.norm_sharing == "private":
@@ -108,12 +108,12 @@ def fill(
     The classifier stays fresh, too, if it is `relabelled`: `tensors` has other classes. ValueError if
     they do not fit; the message begins with `source`.
     """
-    own = net.module.state_dict()
+    ours = net.module.state_dict()
     given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
     stored = net.stored_names()
-    given |= {k: given[stored[k]] for k in own.keys() - given.keys() if stored[k] in given}  # tied
+    given |= {k: given[stored[k]] for k in ours.keys() - given.keys() if stored[k] in given}  # tied
     given = from_plain(net.module, given)
-    if differing := sorted(own.keys() ^ given.keys()):
+    if differing := sorted(ours.keys() ^ given.keys()):
         wrapped = all(name.startswith("module.") for name in given)
         hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
         raise ValueError(
@@ -124,14 +124,14 @@ def fill(
         raise ValueError(f"{source}: {wrong} holds values that are not finite: name other weights")
     head = tuple(f"{name}." for name in net.plan.head)
     count = net.builder[1].get("num_classes") if net.builder is not None else None
-    last = {k for k in own if k.startswith(head) and own[k].shape[:1] == (count,)}
-    fresh = tuple(k for k in own if own[k].shape != given[k].shape or (relabelled and k in last))
+    last = {k for k in ours if k.startswith(head) and ours[k].shape[:1] == (count,)}
+    fresh = tuple(k for k in ours if ours[k].shape != given[k].shape or (relabelled and k in last))
     if unlike := [k for k in fresh if not k.startswith(head)]:
         raise ValueError(
             f"{source} does not fit this network: {unlike[0]} is {tuple(given[unlike[0]].shape)} there "
-            f"and {tuple(own[unlike[0]].shape)} here"
+            f"and {tuple(ours[unlike[0]].shape)} here"
         )
-    net.load_full(given | {k: own[k] for k in fresh})
+    net.load_full(given | {k: ours[k] for k in fresh})
     return fresh
 
 

@@ -108,8 +108,8 @@ def read_beside(path: str | Path) -> Beside | None:
 def _beside(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Beside | None:
     if "beside" not in header:
         return None
-    own = {k.removeprefix(BESIDE): v for k, v in tensors.items() if k.startswith(BESIDE)}
-    return Beside(header.get("kind", "resolution"), header["beside"], own)
+    beside_tensors = {k.removeprefix(BESIDE): v for k, v in tensors.items() if k.startswith(BESIDE)}
+    return Beside(header.get("kind", "resolution"), header["beside"], beside_tensors)
 
 
 def net_digest(net: NestedNet) -> str:
@@ -256,7 +256,7 @@ def assemble(
 
     Args and errors as for `load`; `path` is for messages.
     """
-    own = None
+    made = None
     if "builder" not in header:
         if module is None:
             raise ValueError(
@@ -264,20 +264,20 @@ def assemble(
                 "module=FACTORY), a function without arguments that makes the same module; or "
                 "--module PACKAGE:FACTORY to predict, eval or export"
             )
-        own = module()
+        made = module()
     own_heads = {exit: make() for exit, make in heads.items()}
     with structure_of(path):
         norms = header.get("norms", "private")  # files of older versions had no other
-        if own is None:
+        if made is None:
             _check_arguments(header["builder"], header["arguments"], tensors)
             net = build(header["builder"], norms=norms, **header["arguments"])
         else:
-            net = NestedNet(own, read(own, header["stages"]), {}, header["full"], norms=norms)
+            net = NestedNet(made, read(made, header["stages"]), {}, header["full"], norms=norms)
         _add_depths(net, header, path, own_heads)
         try:
             net.load_tensors({k: v for k, v in tensors.items() if not k.startswith(BESIDE)})
         except RuntimeError as error:
-            if own is None:
+            if made is None:
                 raise
             other = f"{path} was made of another module than `module` makes"
             raise ValueError(f"{other}: {' '.join(str(error).split())}") from error
@@ -303,9 +303,9 @@ def _check_arguments(name: str, arguments: Mapping[str, Any], tensors: Mapping[s
     if foreign := [a for a in arguments if a.startswith("pretrained") or a in FOREIGN]:
         raise ValueError(f"its network would read other files: {foreign[0]}")
     builder = builder_of(name)
-    own = {k: v for k, v in arguments.items() if k not in OF_BUILD}
+    options = {k: v for k, v in arguments.items() if k not in OF_BUILD}
     with torch.device("meta"):
-        needed = _numbers_in(builder.make(**own).state_dict())
+        needed = _numbers_in(builder.make(**options).state_dict())
         given = _numbers_in(tensors)
         if needed > given and needed > _numbers_in(builder.make().state_dict()):
             raise ValueError(f"its network would need {needed:,} numbers, and it has {given:,}")
@@ -319,8 +319,8 @@ def _add_depths(
     net: NestedNet, header: Mapping[str, Any], path: Path, heads: Mapping[str, nn.Module]
 ) -> None:
     exits = header.get("exits", {})
-    own = [exit for exit, described in exits.items() if described is None]
-    if missing := [exit for exit in own if exit not in heads]:
+    custom = [exit for exit, described in exits.items() if described is None]
+    if missing := [exit for exit in custom if exit not in heads]:
         raise ValueError(
             f"{path} has an exit {missing[0]!r} with a custom head: give load(path, "
             f"heads={{{missing[0]!r}: FACTORY}}), a function without arguments that makes the same head"
@@ -331,7 +331,7 @@ def _add_depths(
         if depth not in exits:
             net.add_depth(depth, blocks)
         else:
-            head = heads[depth] if depth in own else make_head(exits[depth])
+            head = heads[depth] if depth in custom else make_head(exits[depth])
             net.add_exit(depth, blocks, head)
 
 

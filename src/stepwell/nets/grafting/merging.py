@@ -159,12 +159,12 @@ def with_adaptions(module: nn.Module, adaptions: Mapping[str, Sequence[int]]) ->
     for name, (channels, last, *ahead) in adaptions.items():
         parent, _, child = name.rpartition(".")
         try:
-            holder, own = module.get_submodule(parent), module.get_submodule(name)
+            holder, inner = module.get_submodule(parent), module.get_submodule(name)
         except AttributeError as error:
             raise ValueError(f"no module {name!r} to add an adaption to") from error
         shape = (channels, channels)
         layer = nn.Linear(*shape, bias=False) if last else nn.Conv2d(*shape, 1, bias=False)
-        holder._modules[child] = nn.Sequential(*((layer, own) if any(ahead) else (own, layer)))
+        holder._modules[child] = nn.Sequential(*((layer, inner) if any(ahead) else (inner, layer)))
     return module
 
 

@@ -123,14 +123,14 @@ def _named(
     return pairs
 
 
-def _find(who: str, found: Sequence[SplitPoint], stage: str) -> SplitPoint:
-    if points := [point for point in found if point.stage == stage]:
-        return points[0]
-    raise ValueError(f"the {who} has no stage {stage!r}; it has {_list(found)}")
+def _find(who: str, points: Sequence[SplitPoint], stage: str) -> SplitPoint:
+    if matches := [point for point in points if point.stage == stage]:
+        return matches[0]
+    raise ValueError(f"the {who} has no stage {stage!r}; it has {_list(points)}")
 
 
-def _list(found: Sequence[SplitPoint]) -> str:
-    return ", ".join(map(str, found))
+def _list(points: Sequence[SplitPoint]) -> str:
+    return ", ".join(map(str, points))
 
 
 class Adaption(nn.Module):

@@ -79,16 +79,16 @@ class Grafting(nn.Module):
         self.pairs = pair_split_points(ours, theirs, pairs)
         blocks = _cut(deepcopy(teacher.path(depth)), [b.at for _, b in self.pairs])
         self._teacher = [block.eval().requires_grad_(False) for block in blocks]  # hidden
-        own = _cut(student.path(), [a.at for a, _ in self.pairs])
+        student_blocks = _cut(student.path(), [a.at for a, _ in self.pairs])
         self._check_classes()
         shapes = [self.input_shape, *(a.shape for a, _ in self.pairs)]
         self.copied = tuple(
             start == "teacher" and _take(block, taught, shape)
-            for block, taught, shape in zip(own, self._teacher, shapes, strict=True)
+            for block, taught, shape in zip(student_blocks, self._teacher, shapes, strict=True)
         )
         if all(self.copied):
             raise ValueError(_nothing_to_learn(teacher, teacher.depths[depth or teacher.full]))
-        self.blocks = nn.ModuleList(self._wrapped(i, block) for i, block in enumerate(own))
+        self.blocks = nn.ModuleList(self._wrapped(i, block) for i, block in enumerate(student_blocks))
         for block, same in zip(self.blocks, self.copied, strict=True):
             block.requires_grad_(not same)
         for i in range(len(self.pairs)):
@@ -171,11 +171,11 @@ class Grafting(nn.Module):
 
     def _absorbed(self, i: int, weight: Tensor) -> bool:
         """True if the block after split point `i` absorbed a 1×1 convolution; others do not change."""
-        own = self.blocks[i + 1]
-        elsewhere = {id(p) for b in self.blocks if b is not own for p in b.parameters()}
-        if any(id(p) in elsewhere for p in own.parameters()):
+        block = self.blocks[i + 1]
+        elsewhere = {id(p) for b in self.blocks if b is not block for p in b.parameters()}
+        if any(id(p) in elsewhere for p in block.parameters()):
             return False
-        steps = [step for step in own.children() if not isinstance(step, Adaption)]
+        steps = [step for step in block.children() if not isinstance(step, Adaption)]
         ours, _ = self.pairs[i]
         return absorb(steps, weight, (2, *ours.shape), last=ours.last)
 

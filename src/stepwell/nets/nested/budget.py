@@ -110,7 +110,7 @@ def _nothing_fits(rows: Mapping[str, Row], limits: Row, cost: str, noun: str) ->
     if "accuracy" in limits:
         ends.append(("most accurate", max(rows, key=lambda d: rows[d]["accuracy"])))
     parts = [
-        f"the {what}, {depth}, has " + ", ".join(in_words(n, rows[depth][n], noun) for n in limits)
-        for what, depth in ends
+        f"the {end}, {depth}, has " + ", ".join(in_words(n, rows[depth][n], noun) for n in limits)
+        for end, depth in ends
     ]
     return f"no depth has {' and '.join(bounds)}; {'; '.join(parts)}"

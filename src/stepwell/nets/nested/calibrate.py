@@ -43,8 +43,8 @@ def calibrate(net: NestedNet, batches: Iterable[tuple[Any, Any]]) -> None:
             f"weights were trained elsewhere, say so with net.mark('trained', {net.full!r})"
         )
     settled = {id(n) for d in net.depths if d not in fresh for n in net.norms(d)}
-    own = (n for d in fresh for n in net.norms(d) if id(n) not in settled)
-    norms = [n for n in own if isinstance(n, _NormBase)]
+    unsettled = (n for d in fresh for n in net.norms(d) if id(n) not in settled)
+    norms = [n for n in unsettled if isinstance(n, _NormBase)]
     if norms:
         estimate(net, norms, batches, lambda x, given: net.forward_all(x, fresh, given=given))
     net.mark("calibrated", *fresh)

@@ -70,8 +70,8 @@ class Cascade:
         net.require_ready(*thresholds, last)
         if not (isinstance(criterion, str) or callable(criterion)):
             raise ValueError(f"criterion={criterion!r}: name one, or give a function of logits")
-        own = criterion_of(criterion) if isinstance(criterion, str) else None
-        _check_thresholds(thresholds, last, own)
+        named = criterion_of(criterion) if isinstance(criterion, str) else None
+        _check_thresholds(thresholds, last, named)
         self.temperatures, self.weights = dict(temperatures or {}), dict(weights or {})
         if unknown := [d for d in self.temperatures if d not in (*thresholds, last)]:
             raise ValueError(f"a temperature for {unknown[0]!r}, which is no depth of this cascade")
@@ -97,7 +97,7 @@ class Cascade:
             )
         self.thresholds = {d: float(thresholds[d]) for d in self.depths[:-1]}
         self.criterion = criterion
-        self._score = own.score if own else lambda logits, agreed, weights: criterion(logits)  # type: ignore[operator]
+        self._score = named.score if named else lambda logits, agreed, weights: criterion(logits)  # type: ignore[operator]
         self._branches = branches_of([net.path(d) for d in self.depths])
 
     @classmethod
@@ -112,12 +112,12 @@ class Cascade:
                 "this network has no cascade yet: `stepwell eval RUN --cascade --save` calibrates one"
             )
         *shallow, last = saved["depths"]
-        thresholds, *own = (
+        thresholds, *fitted = (
             dict(zip(shallow, saved[name], strict=True)) if name in saved else {}
             for name in ("thresholds", "temperatures", "weights")
         )
         criterion = saved.get("criterion", "confidence")  # older files had no other
-        return cls(net, thresholds, last, criterion, temperatures=own[0], weights=own[1])
+        return cls(net, thresholds, last, criterion, temperatures=fitted[0], weights=fitted[1])
 
     @torch.inference_mode()
     def __call__(self, x: Inputs, *, given: Mapping[str, Any] | None = None) -> Answer:

@@ -21,15 +21,15 @@ def blocks_of(name: str, blocks: Any, most: tuple[int, ...]) -> tuple[int, ...]:
         ) from None
 
 
-def check_name(name: str, present: Mapping[str, tuple[int, ...]], what: str | None = None) -> None:
-    """Raise ValueError, which begins with `what`, for a name that cannot name a file, or is taken."""
+def check_name(name: str, present: Mapping[str, tuple[int, ...]], subject: str | None = None) -> None:
+    """Raise ValueError (it begins with `subject`) for a name that cannot name a file, or is taken."""
     if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith(".int8"):
         raise ValueError(
             f"{name!r} cannot name a depth, which also names files: use letters, digits, '_', '-', "
             f"'+' and '.', 64 at most, and none of {', '.join(_RESERVED)}, *.int8"
         )
     if name in present:
-        raise ValueError(f"{what or name!r}: this net already has {name!r} = {present[name]}")
+        raise ValueError(f"{subject or name!r}: this net already has {name!r} = {present[name]}")
 
 
 def check_depth(
@@ -55,30 +55,30 @@ def check_depth(
         ValueError: its name cannot name a file, or is taken; a wrong number of stages or blocks; it is
             the same network as another depth; an exit ends with the full net, or where another does.
     """
-    what = f"{'exit' if ends_early else 'depth'} {name!r} = {blocks}"
-    check_name(name, present, what)
+    subject = f"{'exit' if ends_early else 'depth'} {name!r} = {blocks}"
+    check_name(name, present, subject)
     if len(blocks) != len(most):
         raise ValueError(
-            f"{what} names {len(blocks)} stages; this net has {len(most)}: {', '.join(stages)}"
+            f"{subject} names {len(blocks)} stages; this net has {len(most)}: {', '.join(stages)}"
         )
     stop = len(blocks)
     if ends_early:
         stop = next((i for i, count in enumerate(blocks) if not count), stop)
         if not stop or any(blocks[stop:]):
             raise ValueError(
-                f"{what}: an exit runs a block of the first stage, and after a stage with 0 blocks all "
-                "later stages have 0, too"
+                f"{subject}: an exit runs a block of the first stage, and after a stage with 0 blocks "
+                "all later stages have 0, too"
             )
     for stage, count, all_ in zip(stages[:stop], blocks, most, strict=False):
         if not 1 <= count <= all_:
             raise ValueError(
-                f"{what}: {stage} can keep 1 to {all_} blocks (the full net's), not {count}"
+                f"{subject}: {stage} can keep 1 to {all_} blocks (the full net's), not {count}"
             )
     if ends_early and blocks == most:
         raise ValueError(
-            f"{what}: the full net ends behind its last block with its own head: keep fewer blocks"
+            f"{subject}: the full net ends behind its last block with its own head: keep fewer blocks"
         )
     for other, others in present.items():
         if others == blocks and (other in exits) == ends_early:
             same = "ends where exit" if ends_early else "is the same network as depth"
-            raise ValueError(f"{what} {same} {other!r}{' does' * ends_early}: drop one of them")
+            raise ValueError(f"{subject} {same} {other!r}{' does' * ends_early}: drop one of them")

@@ -159,15 +159,15 @@ def check_classes(
     `logits` and `output` are tensors on torch's meta device, which have a shape and no values.
     """
     try:
-        found = deepcopy(head).to("meta").eval()(output)
+        actual = deepcopy(head).to("meta").eval()(output)
     except Exception as error:  # whatever the head's own code raises
         shape = ", ".join(str(tuple(t.shape)) for t in tensors_of(output))
         raise ValueError(
             f"the head of exit {exit!r} does not take the output of its block, of shape {shape}: "
             f"{line_of(error)}"
         ) from error
-    if not isinstance(found, Tensor) or found.shape != logits.shape:
-        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(actual, Tensor) or actual.shape != logits.shape:
+        given = tuple(actual.shape) if isinstance(actual, Tensor) else type(actual).__name__
         raise ValueError(
             f"the head of exit {exit!r} gives {given} where the network gives logits of shape "
             f"{tuple(logits.shape)}: make it for {logits.shape[-1]} classes"

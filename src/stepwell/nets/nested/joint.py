@@ -112,17 +112,17 @@ class _Gradients:
         wait for the whole gradient, in the outer backward.
         """
         parameters = (t for t in inputs if isinstance(t, nn.Parameter))
-        waiting = [(own, dict(own)) for t in parameters if (own := t._backward_hooks)]
-        for own, _ in waiting:  # torch runs what is in this very dict
-            own.clear()
+        waiting = [(registry, dict(registry)) for t in parameters if (registry := t._backward_hooks)]
+        for registry, _ in waiting:  # torch runs what is in this very dict
+            registry.clear()
         hooks = [t.register_hook(partial(self._take, id(t))) for t in inputs]
         try:
             torch.autograd.grad(outputs, inputs, given, allow_unused=True)
         finally:
             for hook in hooks:
                 hook.remove()
-            for own, theirs in waiting:
-                own.update(theirs)
+            for registry, theirs in waiting:
+                registry.update(theirs)
 
     def _take(self, key: int, gradient: Tensor | None) -> Tensor | None:
         if gradient is None:  # a custom backward may give none

@@ -312,11 +312,11 @@ class NestedNet(Predicts, Weights):
                     f"the network's output of one input has the shape {tuple(logits.shape[1:])}, and "
                     "an exit's usual head gives one number a class: give a head"
                 )
-            feature, own = feature_of(feature), getattr(self.module, "exit_head", None)
-            if own is None:
+            feature, exit_head = feature_of(feature), getattr(self.module, "exit_head", None)
+            if exit_head is None:
                 head = PooledHead.like(feature, logits, channels_last(self.module))
             else:
-                head = own(feature.shape[1], logits.shape[1])
+                head = exit_head(feature.shape[1], logits.shape[1])
             like = next(p for p in self.parameters() if p.is_floating_point())
             head = head.to(like.device, like.dtype)
         else:

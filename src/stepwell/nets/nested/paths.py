@@ -115,21 +115,21 @@ class Paths:
         head: nn.Module | None,
     ) -> nn.Module:
         """The full net's module without the modules that a depth does not run; weights shared."""
-        own: dict[str, nn.Module] = {}
+        used: dict[str, nn.Module] = {}
         for key, step in zip(keys, steps, strict=False):  # the head has no key
-            own |= leaves(step) if "/" in key else {key: step}
+            used |= leaves(step) if "/" in key else {key: step}
         if head is None:
             counts = zip(self.plan.blocks, blocks, strict=True)
             dropped = {name for names, n in counts for block in names[n:] for name in block}
         else:
-            dropped = set(_unrelated(self.module, own))
-        return replant(self.module, own, dropped)
+            dropped = set(_unrelated(self.module, used))
+        return replant(self.module, used, dropped)
 
 
-def _unrelated(module: nn.Module, own: Mapping[str, nn.Module]) -> Iterator[str]:
-    """The names of modules that contain no module of `own` and are inside none."""
-    holders = {".".join(name.split(".")[:i]) for name in own for i in range(name.count(".") + 1)}
+def _unrelated(module: nn.Module, used: Mapping[str, nn.Module]) -> Iterator[str]:
+    """The names of modules that contain no module of `used` and are inside none."""
+    holders = {".".join(name.split(".")[:i]) for name in used for i in range(name.count(".") + 1)}
     for name, _ in module.named_modules(remove_duplicate=False):
-        inside = any(name == other or name.startswith(f"{other}.") for other in own)
+        inside = any(name == other or name.startswith(f"{other}.") for other in used)
         if name and not inside and name not in holders:
             yield name

@@ -113,10 +113,10 @@ def is_norm(module: nn.Module) -> bool:
     """
     if isinstance(module, _NORMS):
         return True
-    own = any(True for _ in module.parameters(recurse=False))
+    affine = any(True for _ in module.parameters(recurse=False))
     named = _NORM_NAME.search(type(module).__name__) is not None
     # of children, too: a "PreNormBlock" with a scale of its own is no norm
-    return own and named and all(p.numel() == max(p.shape, default=1) for p in module.parameters())
+    return affine and named and all(p.numel() == max(p.shape, default=1) for p in module.parameters())
 
 
 def channels_last(module: nn.Module) -> bool:
@@ -147,19 +147,19 @@ def with_own_norms(module: nn.Module, norms: dict[str, nn.Module], name: str) ->
 
 
 def replant(
-    module: nn.Module, own: Mapping[str, nn.Module], dropped: Collection[str], name: str = ""
+    module: nn.Module, replacements: Mapping[str, nn.Module], dropped: Collection[str], name: str = ""
 ) -> nn.Module:
-    """`module` with the children in `own` (by dotted names) and without those in `dropped`.
+    """`module` with the children in `replacements` (by dotted names) and without those in `dropped`.
 
     If numbered children are dropped, the others are renumbered, as in the plain network of that depth.
     """
     children: dict[str, nn.Module | None] = {}
     for n, child in module._modules.items():
         full = join(name, n)
-        if full in own:
-            children[n] = own[full]
+        if full in replacements:
+            children[n] = replacements[full]
         elif full not in dropped:
-            children[n] = None if child is None else replant(child, own, dropped, full)
+            children[n] = None if child is None else replant(child, replacements, dropped, full)
     if len(children) < len(module._modules) and all(n.isdecimal() for n in children):
         children = {str(i): child for i, child in enumerate(children.values())}
     return with_children(module, children)

@@ -318,5 +318,5 @@ def _reason(error: Exception) -> str:
     text = line_of(error)
     inside = inspect.getfile(fx.Tracer).rsplit("/", 1)[0]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
-    own = [f for f in frames if not f.filename.startswith((inside, __file__))]
-    return f"{text} (line {own[-1].lineno} of {own[-1].filename})" if own else text
+    places = [f for f in frames if not f.filename.startswith((inside, __file__))]
+    return f"{text} (line {places[-1].lineno} of {places[-1].filename})" if places else text

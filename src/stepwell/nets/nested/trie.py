@@ -103,8 +103,8 @@ def trie_of(paths: Mapping[str, Path], shared: int = 0, *, channels_last: bool) 
     # features, and what other branches run on, must not be overwritten
     needed = [i for i in range(stop - shared) if (ends[i - 1] if i else shared)]
     copies = frozenset(i for i in needed if overwrites(first.steps[shared + i :]))
-    own = slice(shared, stop)
-    return Node(names, first.steps[own], ends, first.keywords[own], children, copies, channels_last)
+    span = slice(shared, stop)
+    return Node(names, first.steps[span], ends, first.keywords[span], children, copies, channels_last)
 
 
 class Fork(NamedTuple):

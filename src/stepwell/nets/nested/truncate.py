@@ -9,20 +9,20 @@ from stepwell.nets.nested.reading import SLICE, read
 
 
 def truncate(
-    module: nn.Module, stages: Sequence[str], kept: Sequence[int]
+    module: nn.Module, stages: Sequence[str], counts: Sequence[int]
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """Make a network of the first `kept` blocks of each stage of `module`; return it and its stages.
+    """Make a network of the first `counts` blocks of each stage of `module`; return it and its stages.
 
     With all blocks it is `module`; a stage needs one or more (else ValueError).
     """
     plan = read(module, stages)
     sizes = tuple(len(blocks) for blocks in plan.blocks)
-    if tuple(kept) == sizes:
+    if tuple(counts) == sizes:
         return module, tuple(stages)
-    net = NestedNet(module, plan, {"kept": kept})
+    net = NestedNet(module, plan, {"kept": counts})
     dropped: dict[str, int] = {}  # children of a container, before the stage
     names = []
-    for stage, blocks, count in zip(stages, sizes, kept, strict=True):
+    for stage, blocks, count in zip(stages, sizes, counts, strict=True):
         sliced = SLICE.fullmatch(stage)
         if sliced is None:
             names.append(stage)

@@ -112,8 +112,8 @@ class Weights(nn.Module):
         stored = {id(value): name for name, value in self._stored().items()}
         plain = self._path(depth).plain
         parts = tuple(f"{n}.layer." for n, m in plain.named_modules() if isinstance(m, Narrow))
-        own = {k: v for k, v in plain.state_dict(keep_vars=True).items() if not k.startswith(parts)}
-        return {name: stored[id(value)] for name, value in own.items() if id(value) in stored}
+        whole = {k: v for k, v in plain.state_dict(keep_vars=True).items() if not k.startswith(parts)}
+        return {name: stored[id(value)] for name, value in whole.items() if id(value) in stored}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `tensors`; RuntimeError if names or shapes differ."""
@@ -122,8 +122,8 @@ class Weights(nn.Module):
             raise RuntimeError(f"names differ from this network's: {', '.join(differing[:5])}")
         names = {id(value): name for name, value in stored.items()}
         for part in (self.module, *(p.norm for p in self._maker.norms), *self.exits.values()):
-            own = part.state_dict(keep_vars=True)
-            part.load_state_dict({k: tensors[names[id(value)]] for k, value in own.items()})
+            state = part.state_dict(keep_vars=True)
+            part.load_state_dict({k: tensors[names[id(value)]] for k, value in state.items()})
 
     def not_finite(self) -> str | None:
         """The name of a parameter, or statistic of a norm, with a value that is NaN or infinite."""
@@ -136,8 +136,8 @@ class Weights(nn.Module):
         named = dict(self.module.state_dict(keep_vars=True))
         heads = ((exit, HEAD, head) for exit, head in self.exits.items())
         for owner, name, part in (*self._maker.norms, *heads):
-            own = part.state_dict(keep_vars=True)
-            named |= {f"depths/{owner}/{name}.{key}": value for key, value in own.items()}
+            state = part.state_dict(keep_vars=True)
+            named |= {f"depths/{owner}/{name}.{key}": value for key, value in state.items()}
         first: dict[int, str] = {}
         for name, value in named.items():
             first.setdefault(id(value), name)

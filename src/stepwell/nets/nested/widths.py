@@ -77,10 +77,10 @@ class Narrow(nn.Module):
         if isinstance(layer, nn.Conv2d):
             names = ("out_channels", "in_channels")
         twin.__dict__.update(zip(names, (self.outputs, self.inputs), strict=True))
-        own = {"weight": self.weight, "bias": self.bias}
+        parameters = {"weight": self.weight, "bias": self.bias}
         twin._parameters = {
             name: None if value is None else nn.Parameter(value.detach().clone())
-            for name, value in own.items()
+            for name, value in parameters.items()
         }
         return twin
 

@@ -129,9 +129,9 @@ class ResolutionNet(ChoosingNet):
 
     def logits_by_choice(self, x: Images) -> dict[str, Tensor]:
         """Give logits of all images at every choice, by name; common prefixes of depths run once."""
-        found: dict[Choice, Tensor] = {}
+        by_choice: dict[Choice, Tensor] = {}
         for size in dict.fromkeys(size for _, size in self.choices):
             depths = [depth for depth, other in self.choices if other == size]
             by_depth = self.net.at(size).logits_by_depth(resize(x, size), depths)
-            found |= {Choice(depth, size): logits for depth, logits in by_depth.items()}
-        return {name: found[c] for name, c in zip(self.names, self.choices, strict=True)}
+            by_choice |= {Choice(depth, size): logits for depth, logits in by_depth.items()}
+        return {name: by_choice[c] for name, c in zip(self.names, self.choices, strict=True)}

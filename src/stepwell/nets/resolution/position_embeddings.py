@@ -18,11 +18,13 @@ PREFIX = 16
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 
 
-def resized(module: nn.Module, made: nn.Module, own: dict[str, nn.Module], name: str = "") -> nn.Module:
+def resized(
+    module: nn.Module, made: nn.Module, parts: dict[str, nn.Module], name: str = ""
+) -> nn.Module:
     """`made`, which is `module` for another input size, on the weights of `module`.
 
     Modules that the size makes no difference to are those of `module`. Of the others, parameters of
-    equal shape are shared; the rest is added to `own`, in a holder under the module's dotted name.
+    equal shape are shared; the rest is added to `parts`, in a holder under the module's dotted name.
 
     Args:
         made: is changed in place, and its own weights are dropped.
@@ -41,9 +43,9 @@ def resized(module: nn.Module, made: nn.Module, own: dict[str, nn.Module], name:
         twin = made._modules.get(n)
         if twin is None:
             raise ValueError(f"there is no module {join(name, n)!r} at every size")
-        children[n] = resized(child, twin, own, join(name, n))
-    kept = _state_of_size(made)
-    if _shapes(module) == _shapes(made) and _same(_state_of_size(module), kept):
+        children[n] = resized(child, twin, parts, join(name, n))
+    state = _state_of_size(made)
+    if _shapes(module) == _shapes(made) and _same(_state_of_size(module), state):
         return with_children(module, children)
     holder = Holder()
     for n, parameter in module._parameters.items():
@@ -54,7 +56,7 @@ def resized(module: nn.Module, made: nn.Module, own: dict[str, nn.Module], name:
             holder.register_parameter(n, parameter)
         made._parameters[n] = parameter
     for n, buffer in module._buffers.items():
-        if n not in kept and buffer is not None:
+        if n not in state and buffer is not None:
             of_size = made._buffers[n]
             if of_size is None or of_size.shape != buffer.shape:
                 raise _of_size(join(name, n), buffer, of_size)
@@ -63,7 +65,7 @@ def resized(module: nn.Module, made: nn.Module, own: dict[str, nn.Module], name:
     holder._buffers = made._buffers
     holder._non_persistent_buffers_set = made._non_persistent_buffers_set
     if holder._parameters or holder._buffers:
-        own[name] = holder
+        parts[name] = holder
     made._modules = dict(children)
     made.training = module.training
     return made

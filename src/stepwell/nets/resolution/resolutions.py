@@ -130,14 +130,14 @@ class Resolutions(nn.Module):
         if differing := sorted(self.own_tensors().keys() ^ tensors.keys()):
             raise RuntimeError(f"names differ from this network's: {', '.join(differing[:5])}")
         for size, names in self._names.items():
-            own = {name: tensors[f"{size}/{name}"] for name in names}
-            self._nets[size].load_tensors(self._nets[size].tensors() | own)
+            private = {name: tensors[f"{size}/{name}"] for name in names}
+            self._nets[size].load_tensors(self._nets[size].tensors() | private)
 
     def stored_names(self, size: int, depth: str | None = None) -> dict[str, str]:
         """Map names as `NestedNet.stored_names`; private tensors are at `SIZE/<name>`."""
-        own = self._names[size]
+        private = self._names[size]
         stored = self.at(size).stored_names(depth)
-        return {k: f"{size}/{name}" if name in own else name for k, name in stored.items()}
+        return {k: f"{size}/{name}" if name in private else name for k, name in stored.items()}
 
     def _twin(
         self, size: int, made_for: Callable[[int], nn.Module] | None
@@ -161,8 +161,8 @@ class Resolutions(nn.Module):
         twin.train(net.training)
         self.own_norms.extend([*norms.values(), *twin.private_norms])
         self.own_parts.extend(parts.values())
-        own = {join(name, k) for name, part in (norms | parts).items() for k in part.state_dict()}
-        return twin, frozenset(own | {n for n in twin.tensors() if n.startswith("depths/")})
+        private = {join(name, k) for name, part in (norms | parts).items() for k in part.state_dict()}
+        return twin, frozenset(private | {n for n in twin.tensors() if n.startswith("depths/")})
 
 
 def _maker(net: NestedNet, largest: int) -> Callable[[int], nn.Module] | None:

@@ -47,8 +47,8 @@ def adder_conv2d(
             raise ValueError(f"{name} of {tensor.dtype}: adder layers take floating-point numbers")
         if not torch.compiler.is_compiling() and forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError("adder layers have no forward-mode derivative: use backward()")
-    found: Tensor = torch.ops.stepwell.adder_conv2d(input, weight, stride, padding, gradient)
-    return found
+    output: Tensor = torch.ops.stepwell.adder_conv2d(input, weight, stride, padding, gradient)
+    return output
 
 
 def checked(
@@ -107,9 +107,9 @@ def _forward(
 ) -> Tensor:
     checked(input, weight, stride, padding, gradient)  # the operator may be called by its own name
     kernels = _kernels(input, weight)
-    found = (reference if kernels is None else kernels).forward(input, weight, stride, padding)
+    output = (reference if kernels is None else kernels).forward(input, weight, stride, padding)
     dtype = torch.promote_types(input.dtype, weight.dtype)
-    return found.to(dtype).contiguous(memory_format=torch.channels_last)
+    return output.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 @torch.library.custom_op("stepwell::adder_conv2d_backward", mutates_args=())
@@ -162,8 +162,8 @@ def _(
 ) -> Tensor:
     size = out_size(input.shape[2:], weight.shape[2:], stride, padding)
     dtype = torch.promote_types(input.dtype, weight.dtype)
-    found = input.new_empty((input.shape[0], weight.shape[0], *size), dtype=dtype)
-    return found.contiguous(memory_format=torch.channels_last)
+    output = input.new_empty((input.shape[0], weight.shape[0], *size), dtype=dtype)
+    return output.contiguous(memory_format=torch.channels_last)
 
 
 @_backward.register_fake
@@ -171,11 +171,11 @@ def _(
     grad: Tensor, input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int],
     gradient: str, needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    one, two = (
+    of_input, of_weight = (
         torch.empty_like(t, memory_format=_layout(t)) if need else t.new_empty(0)
         for t, need in zip((input, weight), needed, strict=True)
     )
-    return one, two
+    return of_input, of_weight
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -186,8 +186,8 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, weight = ctx.saved_tensors
     needed = [*ctx.needs_input_grad[:2]]
-    found = torch.ops.stepwell.adder_conv2d_backward(grad, input, weight, *ctx.options, needed)
-    of_input, of_weight = (g if need else None for g, need in zip(found, needed, strict=True))
+    gradients = torch.ops.stepwell.adder_conv2d_backward(grad, input, weight, *ctx.options, needed)
+    of_input, of_weight = (g if need else None for g, need in zip(gradients, needed, strict=True))
     return of_input, of_weight, None, None, None
 
 

@@ -36,8 +36,8 @@ def out_size(size: Sequence[Any], kernel: Sequence[Any], stride: Pair, padding: 
     >>> out_size((8, 9), (3, 3), (2, 2), (1, 1))
     [4, 5]
     """
-    found = zip(size, kernel, stride, padding, strict=True)
-    return [(s + 2 * p - k) // step + 1 for s, k, step, p in found]
+    axes = zip(size, kernel, stride, padding, strict=True)
+    return [(s + 2 * p - k) // step + 1 for s, k, step, p in axes]
 
 
 def layer_sizes(
@@ -104,11 +104,11 @@ def _distances(
     """The same by `torch.cdist`, the fastest of torch's own on a CPU, a few images at a time."""
     flat = weight.flatten(1)
     numbers = flat.shape[1] * x.shape[2] * x.shape[3]
-    found = []
+    distances = []
     for some in x.split(max(1, 4_000_000 // max(1, numbers))):
         patches = _patches(some, weight, stride, padding).mT
-        found.append(-torch.cdist(patches.contiguous(), flat, p=1.0).mT)
-    return torch.cat(found)
+        distances.append(-torch.cdist(patches.contiguous(), flat, p=1.0).mT)
+    return torch.cat(distances)
 
 
 def weight_gradient(
@@ -118,10 +118,10 @@ def weight_gradient(
     grad, x, weight = wide(grad, x, weight)
     if gradient != "sign":
         mask = [False, True, False]
-        own = torch.ops.aten.convolution_backward(
+        gradients = torch.ops.aten.convolution_backward(
             grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, mask
         )
-        products: Tensor = own[1]
+        products: Tensor = gradients[1]
         return products - weight * grad.sum((0, 2, 3))[:, None, None, None]
     patches = _patches(x, weight, stride, padding)
     pairs = zip(grad.flatten(2).unbind(1), weight.flatten(1), strict=True)
