@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from stepwell.commands.arguments import Json, Module, check_place, imported
 from stepwell.console import fail, print_json, say, show, table
-from stepwell.kinds import Predicted, open_network, takes_texts, told_kind
+from stepwell.kinds import Predicted, open_network, recorded_kind, takes_texts
 
 if TYPE_CHECKING:
     from stepwell.serve import Prediction
@@ -85,7 +85,7 @@ def predict(
         check_place("--csv", csv, ".csv", ".tsv", ".txt")
     if coco is not None:
         check_place("--coco", coco, ".json")
-    if kind := told_kind(run):
+    if kind := recorded_kind(run):
         _check_there(files, kind)
     network = open_network(run, to="predict", module=imported(module))
     _check_there(files, network.kind)

@@ -58,9 +58,9 @@ class Watch:
         self._start = time.perf_counter(), time.thread_time()
 
     def __exit__(self, *_: object) -> None:
-        wall, own = time.perf_counter() - self._start[0], time.thread_time() - self._start[1]
+        wall, cpu = time.perf_counter() - self._start[0], time.thread_time() - self._start[1]
         self.times.append(wall)
-        self.served.append(own / wall if wall > 0 else 1.0)
+        self.served.append(cpu / wall if wall > 0 else 1.0)
 
     @property
     def busy(self) -> bool:
@@ -84,12 +84,12 @@ def measure_latencies(
     turns: dict[str, list[Watch]] = {name: [] for name in calls}
     end = _until(PATIENCE * seconds * len(calls))
     for turn in itertools.count():
-        agree = all(_agree(_calmest(own, rounds)) for own in turns.values() if turn)
+        agree = all(_agree(_calmest(watches, rounds)) for watches in turns.values() if turn)
         if turn >= rounds and (agree or time.perf_counter() > end):
             break
         for name, call in calls.items():
             turns[name].append(_turn(call, seconds / rounds, warmup, math.ceil(least / rounds)))
-    return {name: _latency(_calmest(own, rounds)) for name, own in turns.items()}
+    return {name: _latency(_calmest(watches, rounds)) for name, watches in turns.items()}
 
 
 def _until(seconds: float) -> float:
@@ -123,8 +123,8 @@ def _agree(turns: Sequence[Watch]) -> bool:
 def _latency(turns: Sequence[Watch]) -> Latency:
     calls = [call for turn in turns for call in zip(turn.times, turn.served, strict=True)]
     # a call that had to wait tells of the other programs; without any other it must do
-    own = [seconds for seconds, served in calls if served >= SERVED]
-    times = torch.tensor(own or [seconds for seconds, _ in calls], dtype=torch.float64)
+    undisturbed = [seconds for seconds, served in calls if served >= SERVED]
+    times = torch.tensor(undisturbed or [seconds for seconds, _ in calls], dtype=torch.float64)
     quantiles = times.quantile(torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64))
     ms, low, high = (1000 * quantiles).tolist()
     return Latency(ms, low, high, unsure=not _agree(turns))

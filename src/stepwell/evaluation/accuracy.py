@@ -78,12 +78,12 @@ class Tally:
 
     def confusion(self, classes: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:
         """Count the examples by name, true class and predicted class; empty cells are left out."""
-        found: dict[str, dict[str, dict[str, int]]] = {name: {} for name in self.names}
+        counts: dict[str, dict[str, dict[str, int]]] = {name: {} for name in self.names}
         for cell, count in sorted(self._confused.items()):
             row, top = divmod(cell, len(self._labels))
             name, label = divmod(row, len(self._labels))
-            found[self.names[name]].setdefault(classes[label], {})[classes[top]] = count
-        return found
+            counts[self.names[name]].setdefault(classes[label], {})[classes[top]] = count
+        return counts
 
     def churn(self) -> dict[str, float]:
         """Shares of the examples whose prediction flips between two names, as `churn` returns them."""

@@ -91,7 +91,7 @@ def find_thresholds(confidence: Scores, right: Right, costs: Sequence[float], go
     Args:
         confidence, right, costs: as for `outcome_of`.
     """
-    found: list[tuple[float, ...]] = []
+    candidates: list[tuple[float, ...]] = []
     last = len(costs) - 1
     for start in range(len(costs)):
         values = [math.inf] * start + [-math.inf] * (last - start)
@@ -101,8 +101,8 @@ def find_thresholds(confidence: Scores, right: Right, costs: Sequence[float], go
                 values[k] = _best_value(k, values, confidence, right, costs, goal)
             if values == before:
                 break
-        found.append(tuple(values))
-    return _best(found, confidence, right, costs, goal)
+        candidates.append(tuple(values))
+    return _best(candidates, confidence, right, costs, goal)
 
 
 def geometric_thresholds(confidence: Scores, q: float) -> tuple[float, ...]:
@@ -150,8 +150,8 @@ def _best(
     tried: Iterable[tuple[float, ...]], scores: Tensor, right: Tensor, costs: Sequence[float],
     goal: Goal,
 ) -> Thresholds:  # fmt: skip
-    found = [Thresholds(values, outcome_of(values, scores, right, costs)) for values in tried]
-    return reduce(lambda a, b: b if better(b.outcome, a.outcome, goal) else a, found)
+    candidates = [Thresholds(values, outcome_of(values, scores, right, costs)) for values in tried]
+    return reduce(lambda a, b: b if better(b.outcome, a.outcome, goal) else a, candidates)
 
 
 def better(a: Outcome, b: Outcome, goal: Goal) -> bool:

@@ -62,8 +62,8 @@ def align(
         raise ValueError(f"features of {len(k)} and of {len(l)} examples: CKA needs the same examples")
     if len(k) < 5:
         raise ValueError(f"CKA of {len(k)} examples: at least 5 are needed")
-    cross, own, other = _hsic(k, l, debiased), _hsic(k, k, debiased), _hsic(l, l, debiased)
-    scale = own * other
+    cross, self_k, self_l = _hsic(k, l, debiased), _hsic(k, k, debiased), _hsic(l, l, debiased)
+    scale = self_k * self_l
     smallest = torch.finfo(torch.float32).eps ** 2 * (k.diag().mean() * l.diag().mean()) ** 2
     if not scale[0] > smallest:
         raise ValueError("the features are the same for all examples: CKA has no meaning")

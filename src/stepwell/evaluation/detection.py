@@ -16,13 +16,13 @@ _SUMMARY: Mapping[str, tuple[float | None, int]] = {
 
 
 def average_precision(
-    truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], *, classes: bool = True
+    truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], *, classes: bool = True
 ) -> dict[str, float]:
     """Average precision of predicted boxes, a share from 0 to 1.
 
     Args:
         truth: true boxes as COCO's json; crowd regions count neither as missed nor as found.
-        found: predicted boxes as COCO's list of results.
+        predictions: boxes as COCO's list of results.
         classes: measure each class, too.
 
     Returns:
@@ -33,7 +33,7 @@ def average_precision(
     Raises:
         ImportError: the extra is not installed.
     """
-    precision = _precision(truth, found)
+    precision = _precision(truth, predictions)
     overlaps = np.linspace(0.5, 0.95, 10)
     numbers: dict[str, float] = {}
 
@@ -42,8 +42,8 @@ def average_precision(
             numbers[name] = float(known.mean())
 
     for name, (overlap, area) in _SUMMARY.items():
-        at = slice(None) if overlap is None else np.isclose(overlaps, overlap)
-        note(name, precision[at, :, :, area])
+        index = slice(None) if overlap is None else np.isclose(overlaps, overlap)
+        note(name, precision[index, :, :, area])
     names = [row["name"] for row in sorted(truth["categories"], key=lambda row: row["id"])]
     for i, name in enumerate(names if classes else ()):
         note(f"ap/{name}", precision[:, :, i, 0])
@@ -52,21 +52,25 @@ def average_precision(
 
 
 def precision_recall(
-    truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]]
+    truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[float]]:
     """Precision of each class at recalls of 0, 0.01, ..., 1 and an overlap (IoU) of 0.5.
 
     Args as for `average_precision`. A class without true boxes is left out; recalls that no box reaches
     have precision 0.
     """
-    table = _precision(truth, found)[0, :, :, 0]
+    table = _precision(truth, predictions)[0, :, :, 0]
     names = [row["name"] for row in sorted(truth["categories"], key=lambda row: row["id"])]
     columns = zip(names, table.T, strict=True)
-    return {name: [round(float(p), 4) for p in own] for name, own in columns if own[0] > -1}
+    return {
+        name: [round(float(p), 4) for p in precisions]
+        for name, precisions in columns
+        if precisions[0] > -1
+    }
 
 
 def precision_interval(
-    truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], *, resamples: int = 100,
+    truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], *, resamples: int = 100,
     level: float = LEVEL, seed: int = 0,
 ) -> tuple[float, float]:  # fmt: skip
     """The ends of a percentile bootstrap interval of "ap" over images (Efron 1979).
@@ -75,16 +79,16 @@ def precision_interval(
     gives the same draws. Args as for `average_precision`. NaN without true boxes.
     """
     images = [row["id"] for row in truth["images"]]
-    true, boxes = (_by_image(rows) for rows in (truth["annotations"], found))
+    true, boxes = (_by_image(rows) for rows in (truth["annotations"], predictions))
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(resamples):
         drawn = [images[i] for i in generator.integers(len(images), size=len(images))]
-        again = {
+        sample = {
             "images": [{"id": i} for i in range(1, len(drawn) + 1)],
             "annotations": _renumbered(true, drawn), "categories": truth["categories"],
         }  # fmt: skip
-        resampled = average_precision(again, _renumbered(boxes, drawn), classes=False)
+        resampled = average_precision(sample, _renumbered(boxes, drawn), classes=False)
         values += [resampled["ap"]] if "ap" in resampled else []
     if not values:
         return float("nan"), float("nan")
@@ -93,10 +97,10 @@ def precision_interval(
 
 
 def _by_image(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
-    found: dict[int, list[Mapping[str, Any]]] = {}
+    groups: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
-        found.setdefault(row["image_id"], []).append(row)
-    return found
+        groups.setdefault(row["image_id"], []).append(row)
+    return groups
 
 
 def _renumbered(
@@ -107,17 +111,17 @@ def _renumbered(
     return [{**row, "id": i} for i, row in enumerate(drawn, 1)]
 
 
-def _precision(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def _precision(truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Precision by overlap, recall, class and area, of 100 boxes an image; -1 without a true box."""
     with extra("detection"):
         from faster_coco_eval import COCO, COCOeval_faster
 
     true = COCO({"info": {}, **truth})
-    if not found:  # the evaluator refuses an empty list
+    if not predictions:  # the evaluator refuses an empty list
         first = truth["images"][0]["id"]
         nothing = {"image_id": first, "category_id": truth["categories"][0]["id"]}
-        found = [{**nothing, "bbox": [-2.0, -2.0, 1.0, 1.0], "score": 0.0}]
-    measured = COCOeval_faster(true, true.loadRes([dict(row) for row in found]), iouType="bbox")
+        predictions = [{**nothing, "bbox": [-2.0, -2.0, 1.0, 1.0], "score": 0.0}]
+    measured = COCOeval_faster(true, true.loadRes([dict(row) for row in predictions]), iouType="bbox")
     measured.evaluate()
     measured.accumulate()
     table: np.ndarray = measured.eval["precision"]

@@ -159,16 +159,16 @@ class _Measures:
         student, control = seen.students[name], seen.controls.get(name)
         numbers = self.alone(prefix, student) | self._shares(prefix, student)
         if self.known.any():
-            right = [(n.top == seen.labels)[self.known] for n in (student, seen.teacher)]
+            right = [(network.top == seen.labels)[self.known] for network in (student, seen.teacher)]
             numbers |= self._means(prefix, {"gain": right[0].double() - right[1].double()})
         columns = {"kl": student.kl}
         if control is not None:
-            own = f"{prefix}control/"
-            numbers |= self.alone(own, control) | self._shares(own, control)
-            numbers |= self._means(own, {"kl": control.kl})
-            numbers |= self._cka(own, control, plain=False)
-            same = [(n.top == seen.teacher.top).double() for n in (student, control)]
-            difference = same[0] - same[1]
+            control_prefix = f"{prefix}control/"
+            numbers |= self.alone(control_prefix, control) | self._shares(control_prefix, control)
+            numbers |= self._means(control_prefix, {"kl": control.kl})
+            numbers |= self._cka(control_prefix, control, plain=False)
+            agreed = [(network.top == seen.teacher.top).double() for network in (student, control)]
+            difference = agreed[0] - agreed[1]
             columns |= {"transfer": difference, "transfer_kl": control.kl - student.kl}
             wrong = self.known & (seen.teacher.top != seen.labels)
             if wrong.any():
@@ -214,15 +214,17 @@ class _Measures:
             return numbers
         kernels: tuple[Kernel, ...] = ("linear", "rbf") if plain else ("linear",)
         for kernel in kernels:
-            theirs = [_gram(stage, kernel) for stage in student.stages[-count:]]
-            pairs = zip(names[-count:], self._teacher_grams(kernel)[-count:], theirs, strict=True)
+            student_grams = [_gram(stage, kernel) for stage in student.stages[-count:]]
+            pairs = zip(
+                names[-count:], self._teacher_grams(kernel)[-count:], student_grams, strict=True
+            )
             for name, *grams in pairs:
                 key = f"{prefix}cka/{name}"
-                if plain and (found := _aligned(*grams, debiased=False, level=self.level)):
-                    numbers[f"{key}/{kernel}"] = found.value
+                if plain and (interval := _aligned(*grams, debiased=False, level=self.level)):
+                    numbers[f"{key}/{kernel}"] = interval.value
                 linear = kernel == "linear"
-                if linear and (found := _aligned(*grams, debiased=True, level=self.level)):
-                    numbers |= _flat(key, found)
+                if linear and (interval := _aligned(*grams, debiased=True, level=self.level)):
+                    numbers |= _flat(key, interval)
         return numbers
 
     def _teacher_grams(self, kernel: Kernel) -> list[Tensor | None]:

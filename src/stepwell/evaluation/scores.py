@@ -66,14 +66,14 @@ class NumberTally(Tally):
 
         outputs, truth = torch.cat(self._outputs, 1), torch.cat(self._truth)
         results: dict[str, float] = {}
-        for name, own in zip(self.names, outputs, strict=True):
+        for name, predicted in zip(self.names, outputs, strict=True):
             with warnings.catch_warnings():  # about equal numbers, which the next line settles
                 warnings.simplefilter("ignore", UserWarning)
-                both = pearson_corrcoef(own, truth), spearman_corrcoef(own, truth)
-            pearson, spearman = (0.0 if x != x else x for x in map(float, both))
-            found = {"pearson": pearson, "spearman": spearman}
-            found["rmse"] = float(mean_squared_error(own, truth)) ** 0.5
-            results |= {f"{name}/{key}" if name else key: value for key, value in found.items()}
+                correlations = pearson_corrcoef(predicted, truth), spearman_corrcoef(predicted, truth)
+            pearson, spearman = (0.0 if x != x else x for x in map(float, correlations))
+            numbers = {"pearson": pearson, "spearman": spearman}
+            numbers["rmse"] = float(mean_squared_error(predicted, truth)) ** 0.5
+            results |= {f"{name}/{key}" if name else key: value for key, value in numbers.items()}
         return results
 
     def confusion(self, classes: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:

@@ -91,8 +91,8 @@ def observe(
     if not sample.passed:
         raise ValueError("nothing to compare: the data gave no batch, or only empty ones")
     seen = {key: record.seen(min(sample.passed, sample.size)) for key, record in records.items()}
-    students = {name: found for (who, name), found in seen.items() if who == "student"}
-    controls = {name: found for (who, name), found in seen.items() if who == "control"}
+    students = {name: predictions for (who, name), predictions in seen.items() if who == "student"}
+    controls = {name: predictions for (who, name), predictions in seen.items() if who == "control"}
     if controls.keys() == {""}:
         controls = dict.fromkeys(students, controls[""])
     return Observed(torch.cat(labels), classes, seen["teacher", ""], students, controls)
@@ -118,10 +118,10 @@ def _pair(batch: Any) -> Batch:
         images, labels = batch
         if isinstance(labels := _as_tensor(labels), Tensor):
             return Batch(images, labels)
-        found = f"images and {_kind(labels)}"
+        received = f"images and {_kind(labels)}"
     except (TypeError, ValueError):
-        found = _kind(batch)
-    raise ValueError(f"a batch is a pair of images and a tensor or array of labels, not {found}")
+        received = _kind(batch)
+    raise ValueError(f"a batch is a pair of images and a tensor or array of labels, not {received}")
 
 
 def _as_tensor(value: Any) -> Any:
@@ -174,7 +174,7 @@ def _named(
 
 def _check_names(answers: Iterable[tuple[str, str]]) -> None:
     students, controls = (
-        [name for found, name in answers if found == who] for who in ("student", "control")
+        [name for role, name in answers if role == who] for who in ("student", "control")
     )
     if controls and controls != [""] and set(controls) != set(students):
         raise ValueError(

@@ -55,7 +55,7 @@ def check_images(net: NestedNet, run: Path) -> Sample:
 
 @torch.inference_mode()
 def compare(
-    plain: nn.Module, exported: Callable[[Tensor], Logits], images: Tensor, what: str
+    plain: nn.Module, exported: Callable[[Tensor], Logits], images: Tensor, name: str
 ) -> Parity:
     """Compare the exported program with the network, on a batch and on its first image alone.
 
@@ -69,16 +69,16 @@ def compare(
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:  # not a number is no parity either
         raise ValueError(
-            f"{what} differs from the network by {difference:.2g} in a logit (allowed: "
+            f"{name} differs from the network by {difference:.2g} in a logit (allowed: "
             f"{allowed:.2g}); nothing was written"
         )
-    same = (whole.argmax(1) == expected.argmax(1)).double().mean().item()
-    return Parity(difference, same, len(images))
+    same_class = (whole.argmax(1) == expected.argmax(1)).double().mean().item()
+    return Parity(difference, same_class, len(images))
 
 
 @torch.inference_mode()
 def compare_answers(
-    network: Callable[[Tensor], Answer], exported: Callable[[Tensor], Answer], sample: Sample, what: str
+    network: Callable[[Tensor], Answer], exported: Callable[[Tensor], Answer], sample: Sample, name: str
 ) -> dict[str, Any]:
     """Compare exported graphs that decide with their network, in one batch and image by image.
 
@@ -90,15 +90,15 @@ def compare_answers(
     Raises:
         ValueError: a logit differs by more than `TOLERANCE` allows, or more choices differ.
     """
-    expected, found = network(sample.images), exported(sample.images)
+    expected, answers = network(sample.images), exported(sample.images)
     alone = torch.cat([exported(image).logits for image in sample.images.split(1)])
-    agree = expected.depth == found.depth
-    apart = torch.stack([found.logits - expected.logits, alone - found.logits])[:, agree]
-    difference = float(apart.abs().max()) if agree.any() else torch.inf
+    agree = expected.depth == answers.depth
+    differences = torch.stack([answers.logits - expected.logits, alone - answers.logits])[:, agree]
+    difference = float(differences.abs().max()) if agree.any() else torch.inf
     allowed = TOLERANCE * max(1.0, float(expected.logits.abs().max()))
     if not difference <= allowed or int((~agree).sum()) > 1:
         raise ValueError(
-            f"{what} differ from the network by {difference:.2g} in a logit (allowed: {allowed:.2g}), "
+            f"{name} differ from the network by {difference:.2g} in a logit (allowed: {allowed:.2g}), "
             f"and {int((~agree).sum())} of {len(agree)} choices differ; nothing was written"
         )
     share = float(agree.double().mean())

@@ -51,8 +51,8 @@ class Heads(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The tensors that `names` names."""
         features = self.net.forward_all(images, [self.depth])[self.depth].features
-        given = self.heads([*self._detector[0].maps(features).values()])
-        return tuple(given[name] for name in self.names)
+        outputs = self.heads([*self._detector[0].maps(features).values()])
+        return tuple(outputs[name] for name in self.names)
 
     @property
     def names(self) -> list[str]:
@@ -103,7 +103,7 @@ def export_detector(
 def described(detector: Detector) -> dict[str, Any]:
     """All that the host loop needs to know of the head."""
     head = detector.head
-    own = [*detector.strides]
+    strides = [*detector.strides]
     generator = head.anchor_generator
     if detector.name == "ssdlite":
         anchors = [level.tolist() for level in generator._wh_pairs]
@@ -115,8 +115,8 @@ def described(detector: Detector) -> dict[str, Any]:
         kind = "distances" if detector.name == "fcos" else "deltas"
         weights = [1.0] * 4
     return {
-        "head": detector.name, "kind": kind, "strides": own[: detector.own_levels],
-        "more": len(own) - detector.own_levels, "anchors": anchors,
+        "head": detector.name, "kind": kind, "strides": strides[: detector.own_levels],
+        "more": len(strides) - detector.own_levels, "anchors": anchors,
         "anchors_each": [len(level) for level in anchors], "weights": weights,
         "score": head.score_thresh, "most": head.detections_per_img, **numbers,
     }  # fmt: skip
@@ -128,12 +128,12 @@ def _write(
 ) -> dict[str, Any]:  # fmt: skip
     """Write one depth, check it, and describe the file."""
     heads = Heads(detector, depth).eval()
-    told = about(detector.net, depth) | {
+    metadata = about(detector.net, depth) | {
         name: record[name] for name in ("mean", "std", "detector")
     }  # fmt: skip
     interface = _AnySize(("images",), (("batch",),), lambda plain, x: (x,))
     example = torch.zeros(2, 3, 4 * host.STRIDE, 3 * host.STRIDE)
-    proto = graph_of(heads, example, interface, told, heads.names)
+    proto = graph_of(heads, example, interface, metadata, heads.names)
     data = proto.SerializeToString()
     opened = session(data)
     file = place / f"{depth}.onnx"
@@ -148,26 +148,28 @@ def _write(
 @torch.inference_mode()
 def _compared(
     detector: Detector, heads: Heads, loop: host.Detector, images: Sequence[UInt8[Tensor, "3 _ _"]],
-    what: str,
+    name: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare the graph's tensors, and the boxes of the host loop, with the detector's."""
-    difference, allowed, same, boxes = 0.0, TOLERANCE, 0, 0
+    difference, allowed, matches, boxes = 0.0, TOLERANCE, 0, 0
     for image in images:
         batch, sizes = collated([image])
         expected = heads(batch)
-        given = loop.session.run(heads.names, {"images": batch.contiguous().numpy()})
-        for one, other in zip(expected, given, strict=True):
-            difference = max(difference, float((one - torch.from_numpy(other)).abs().max()))
-            allowed = max(allowed, TOLERANCE * float(one.abs().max()))
-        (own,) = detector(batch, sizes, heads.depth)
+        arrays = loop.session.run(heads.names, {"images": batch.contiguous().numpy()})
+        for tensor, array in zip(expected, arrays, strict=True):
+            difference = max(difference, float((tensor - torch.from_numpy(array)).abs().max()))
+            allowed = max(allowed, TOLERANCE * float(tensor.abs().max()))
+        (own_boxes,) = detector(batch, sizes, heads.depth)
         corners, scores, labels = loop.find(image.permute(1, 2, 0).numpy())
-        found = Boxes.of(torch.from_numpy(corners), torch.from_numpy(labels), torch.from_numpy(scores))
-        same += _equal(own, found)
-        boxes += max(own.total, found.total)
-    share = same / boxes if boxes else 1.0
+        loop_boxes = Boxes.of(
+            torch.from_numpy(corners), torch.from_numpy(labels), torch.from_numpy(scores)
+        )
+        matches += _equal(own_boxes, loop_boxes)
+        boxes += max(own_boxes.total, loop_boxes.total)
+    share = matches / boxes if boxes else 1.0
     if not difference <= allowed or share < SAME:
         raise ValueError(
-            f"{what} differs from the detector by {difference:.2g} in an output (allowed: "
+            f"{name} differs from the detector by {difference:.2g} in an output (allowed: "
             f"{allowed:.2g}), and its host loop finds {100 * share:.0f} % of the boxes; nothing was "
             "written"
         )
@@ -176,13 +178,13 @@ def _compared(
     }  # fmt: skip
 
 
-def _equal(own: Boxes, found: Boxes) -> int:
+def _equal(boxes: Boxes, others: Boxes) -> int:
     """The number of boxes that both found, of equal class, place and score."""
-    if not own.total or not found.total:
+    if not boxes.total or not others.total:
         return 0
-    near = torch.cdist(own.boxes, found.boxes, p=torch.inf) < _PIXELS
-    near &= own.labels[:, None] == found.labels
-    near &= (own.scores[:, None] - found.scores).abs() < _SCORE
+    near = torch.cdist(boxes.boxes, others.boxes, p=torch.inf) < _PIXELS
+    near &= boxes.labels[:, None] == others.labels
+    near &= (boxes.scores[:, None] - others.scores).abs() < _SCORE
     return int(near.any(1).sum())
 
 

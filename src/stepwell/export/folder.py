@@ -149,8 +149,8 @@ def write_index(
     """Write the index in `place`, with the rows of an earlier one about files that stay."""
     new = {row["file"] for row in rows}
     old = [row for row in before.get("files", ()) if row["file"] not in new]
-    stay = [row for row in old if (place.parent / row["file"]).exists()]
-    index = before | entries | {"files": stay + rows}
+    remaining = [row for row in old if (place.parent / row["file"]).exists()]
+    index = before | entries | {"files": remaining + rows}
     write_whole(place / INDEX, json.dumps(index, indent=1).encode())
 
 
@@ -307,10 +307,10 @@ def _measure(files: dict[str, Path], test: Batches) -> dict[str, dict[str, Any]]
     """
     runners = {name: runner(open_onnx(file)) for name, file in files.items()}
     results = evaluate(lambda x: {name: run(x) for name, run in runners.items()}, test)
-    one = test.at(0).images[:1]
+    image = test.at(0).images[:1]
     reference = list(files)[-1]
     times = measure_latencies(
-        {name: partial(run, one) for name, run in runners.items()}, seconds=0.3, rounds=ROUNDS
+        {name: partial(run, image) for name, run in runners.items()}, seconds=0.3, rounds=ROUNDS
     )
     measured: dict[str, dict[str, Any]] = {}
     for name, time in times.items():

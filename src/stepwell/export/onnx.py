@@ -85,10 +85,10 @@ def write_onnx(
     """
     require_onnx()
     plain = plain.cpu().eval()
-    told = dict(described)
+    metadata = dict(described)
     if weights is not None:
-        told |= {"weights": weights.name, "weights_sha256": file_sha256(weights)}
-    proto = graph_of(plain, torch.zeros_like(images[:2]), interface, told)
+        metadata |= {"weights": weights.name, "weights_sha256": file_sha256(weights)}
+    proto = graph_of(plain, torch.zeros_like(images[:2]), interface, metadata)
     if weights is not None:
         _point(proto, names, ranges(weights), weights)
     data = proto.SerializeToString()
@@ -149,12 +149,12 @@ def ranges(path: Path) -> dict[str, Range]:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    found = {}
+    positions = {}
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
         shape = tuple(entry["shape"])
-        found[name] = Range(8 + length + start, stop - start, entry["dtype"], shape)
-    return found
+        positions[name] = Range(8 + length + start, stop - start, entry["dtype"], shape)
+    return positions
 
 
 def require_onnx() -> None:
@@ -198,15 +198,15 @@ def as_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 @contextmanager
-def _quiet(logger: str) -> Iterator[None]:
+def _quiet(name: str) -> Iterator[None]:
     """Keep a library's warnings off the screen."""
-    found = logging.getLogger(logger)
-    level = found.level
-    found.setLevel(logging.ERROR)
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        found.setLevel(level)
+        logger.setLevel(level)
 
 
 def _drop_zero_biases(graph: Any) -> None:
@@ -214,9 +214,9 @@ def _drop_zero_biases(graph: Any) -> None:
 
     The zeros are computed at each run, and prevent onnxruntime from folding norms into convolutions.
     """
-    made = {name: node for node in graph.node for name in node.output}
+    producers = {name: node for node in graph.node for name in node.output}
     for node in graph.node:
-        if node.op_type == "Conv" and len(node.input) == 3 and _is_zero(node.input[2], made):
+        if node.op_type == "Conv" and len(node.input) == 3 and _is_zero(node.input[2], producers):
             del node.input[2]
     unused: list[Any] = [None]
     while unused:
@@ -229,13 +229,13 @@ def _drop_zero_biases(graph: Any) -> None:
         graph.value_info.remove(value)
 
 
-def _is_zero(name: str, made: Mapping[str, Any]) -> bool:
+def _is_zero(name: str, producers: Mapping[str, Any]) -> bool:
     """True if a value is a constant zero, expanded to some shape."""
     from onnx.numpy_helper import to_array
 
-    node = made.get(name)
+    node = producers.get(name)
     while node is not None and node.op_type in ("Expand", "CastLike"):
-        node = made.get(node.input[0])
+        node = producers.get(node.input[0])
     if node is None or node.op_type != "Constant":
         return False
     (value,) = node.attribute

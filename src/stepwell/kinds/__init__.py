@@ -165,7 +165,7 @@ def takes_texts(kind: str) -> bool:
     return getattr(kind_module(kind), "TAKES", "files") == "texts"
 
 
-def told_kind(path: Path) -> str:
+def recorded_kind(path: Path) -> str:
     """The kind that a run's results.json names, without reading its network; empty if it names none."""
     from stepwell.results import read_results
 
@@ -218,5 +218,5 @@ def open_network(
     kind = kind_of(path)
     if to is not None:
         ability(path, kind, to)
-    own = {} if module is None else {"module": module}
-    return Network(path, kind, kind_module(kind).open(path, **own), config_of(network_file(path)))
+    options = {} if module is None else {"module": module}
+    return Network(path, kind, kind_module(kind).open(path, **options), config_of(network_file(path)))

@@ -38,10 +38,10 @@ SECTIONS = [
 #: Tables of what `eval` measures on request, by its key in the results.
 EXTRA: Mapping[str, Callable[..., None]] = {
     "cascade": tables.show_cascade,
-    "adder_bits": lambda found, row, noun: tables.show_bits(found, row=row),
-    "fidelity": lambda found, row, noun: tables.show_fidelity(found),
-    "glance": lambda found, row, noun: tables.show_glances(found, noun=noun),
-    **{k: lambda found, key=k, **_: tables.show_mixture(key, found) for k in MIXTURES},
+    "adder_bits": lambda bits, row, noun: tables.show_bits(bits, row=row),
+    "fidelity": lambda fidelity, row, noun: tables.show_fidelity(fidelity),
+    "glance": lambda glance, row, noun: tables.show_glances(glance, noun=noun),
+    **{k: lambda mixture, key=k, **_: tables.show_mixture(key, mixture) for k in MIXTURES},
 }  # fmt: skip
 #: Words of the columns of an evaluation.
 LEGEND = (
@@ -266,11 +266,11 @@ def depth_within(
         net.card = net.card.with_costs(costs() if costs else cost_table(net, net.card.size), here)
     depth: str = net.for_budget(**budget)
     row = net.card.costs[depth] | net.card.latency.get(here, {}).get(depth, {})
-    each = with_article(net.card.input)
-    facts = [f"{big(row['macs'])} MACs {each}"]
+    per_input = with_article(net.card.input)
+    facts = [f"{big(row['macs'])} MACs {per_input}"]
     if "ms" in row:
         doubt = f" ({BUSY}: measure again with `stepwell cost {path} --save`)"
-        facts.append(f"{row['ms']:.2f} ms {each} here" + doubt * ("unsure" in row))
+        facts.append(f"{row['ms']:.2f} ms {per_input} here" + doubt * ("unsure" in row))
     if "accuracy" in row:
         facts.append(f"{100 * row['accuracy']:.2f} % of {row['accuracy_on']} right")
     say(f"depth {depth}: {', '.join(facts)}")
@@ -301,8 +301,8 @@ def export(
         cascade=whole,
     )  # fmt: skip
     in_vain = {part.in_graphs.get(format): None for _, part in deciding_parts(net.module)}
-    for what in filter(None, in_vain):
-        say(f"note: the graph gives the network's answers, but computes {what}")
+    for work in filter(None, in_vain):
+        say(f"note: the graph gives the network's answers, but computes {work}")
     return result
 
 

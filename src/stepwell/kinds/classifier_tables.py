@@ -38,38 +38,42 @@ def show_churn(churn: Mapping[str, float], *, row: str = "depth") -> None:
     show(table(f"predictions that flip between {row}s", [row, *names], rows))
 
 
-def show_bits(found: Mapping[str, Mapping[str, float]], *, row: str = "depth") -> None:
+def show_bits(accuracies: Mapping[str, Mapping[str, float]], *, row: str = "depth") -> None:
     """Print the accuracy of every depth by the number of bits of its adder layers."""
-    columns = [name if name == "float" else f"{name} bits" for name in next(iter(found.values()))]
-    rows = [[depth, *(f"{100 * v:.2f} %" for v in own.values())] for depth, own in found.items()]
+    columns = [name if name == "float" else f"{name} bits" for name in next(iter(accuracies.values()))]
+    rows = [
+        [depth, *(f"{100 * share:.2f} %" for share in by_bits.values())]
+        for depth, by_bits in accuracies.items()
+    ]
     show(table("accuracy by the bits of adder layers, without training", [row, *columns], rows))
 
 
 def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth", noun: str = "image") -> None:
     """Print a cascade's thresholds, accuracy and cost on validation and on test images, or texts."""
-    found, test = cascade["validation"], cascade["test"]
-    thresholds = [*(f"{t:.4g}" for t in found["thresholds"]), "the rest"]
-    shares = ([f"{100 * s:.1f} %" for s in part["shares"]] for part in (found, test))
-    rows = zip(found["depths"], thresholds, *shares, strict=True)
-    columns = [row, threshold_title(found), "answered, validation", "answered, test"]
-    show(table(f"cascade, set on {found['images']} validation {noun}s", columns, rows))
+    validation, test = cascade["validation"], cascade["test"]
+    thresholds = [*(f"{t:.4g}" for t in validation["thresholds"]), "the rest"]
+    shares = ([f"{100 * s:.1f} %" for s in part["shares"]] for part in (validation, test))
+    rows = zip(validation["depths"], thresholds, *shares, strict=True)
+    columns = [row, threshold_title(validation), "answered, validation", "answered, test"]
+    show(table(f"cascade, set on {validation['images']} validation {noun}s", columns, rows))
     full = test | {"accuracy": test["full_accuracy"]}
     unsure = f"; {BUSY}" if "unsure" in test else ""
     show(
-        f"goal on the validation {noun}s: {found['goal']}; reached there: {with_wilson(found)}\n"
+        f"goal on the validation {noun}s: {validation['goal']}; reached there: "
+        f"{with_wilson(validation)}\n"
         f"on {test['images']} test {noun}s: {with_wilson(test)} (full net: {with_wilson(full)})\n"
-        f"mean MACs {with_article(noun)}: {big(found['macs'])} on validation, {big(test['macs'])} on "
-        f"test (full net: {big(test['full_macs'])})\n"
+        f"mean MACs {with_article(noun)}: {big(validation['macs'])} on validation, "
+        f"{big(test['macs'])} on test (full net: {big(test['full_macs'])})\n"
         f"mean ms, one {noun} at a time: {test['ms']:.2f} (full net: {test['full_ms']:.2f}){unsure}"
     )
     if words := chance_in_words(test, noun):
         show(words)
     if curve := curve_rows(cascade):
         show(table(f"cascades within budgets of MACs, on test {noun}s", CURVE, curve))
-    if found["images"] < FEW:
+    if validation["images"] < FEW:
         show(
-            f"{found['images']} validation {noun}s decide little: trust the test {noun}s, or set the "
-            f"thresholds on more{' (--data with a larger val/ folder)' * (noun == 'image')}",
+            f"{validation['images']} validation {noun}s decide little: trust the test {noun}s, or set "
+            f"the thresholds on more{' (--data with a larger val/ folder)' * (noun == 'image')}",
             style="dim",
         )
 
@@ -101,17 +105,17 @@ def with_wilson(part: Mapping[str, Any]) -> str:
 
 def show_classes(test: Mapping[str, float]) -> None:
     """Print the accuracy of each class, of many the worst, if it was measured (classes are uneven)."""
-    found: dict[str, dict[str, float]] = {}
+    by_class: dict[str, dict[str, float]] = {}
     for name, value in test.items():
-        depth, _, rest = name.partition("/accuracy/")
-        if rest:
-            found.setdefault(rest, {})[depth] = value
-    if found:
-        depths = list(next(iter(found.values())))
-        shown = found
-        if len(found) > CLASSES:
-            shown = dict(sorted(found.items(), key=lambda item: item[1][depths[-1]])[:CLASSES])
-        which = f"the {CLASSES} worst of {len(found)}; " if len(found) > CLASSES else ""
+        depth, _, label = name.partition("/accuracy/")
+        if label:
+            by_class.setdefault(label, {})[depth] = value
+    if by_class:
+        depths = list(next(iter(by_class.values())))
+        shown = by_class
+        if len(by_class) > CLASSES:
+            shown = dict(sorted(by_class.items(), key=lambda item: item[1][depths[-1]])[:CLASSES])
+        which = f"the {CLASSES} worst of {len(by_class)}; " if len(by_class) > CLASSES else ""
         rows = [[c, *(f"{100 * v[d]:.1f} %" for d in depths)] for c, v in shown.items()]
         show(table(f"accuracy by class ({which}classes are uneven)", ["class", *depths], rows))
 
@@ -169,10 +173,10 @@ def show_delta(depth: str, beyond: str, delta: Mapping[str, Any]) -> None:
     show(table(f"wrote {delta['path']}", ["weights", "size", f"of depth {depth}"], rows))
 
 
-def show_mixture(key: str, found: Mapping[str, Any]) -> None:
+def show_mixture(key: str, mixture: Mapping[str, Any]) -> None:
     """Print the use of experts or mixed kernels in each layer, and their speed."""
     words = MIXTURES[key]
-    layers = found["layers"]
+    layers = mixture["layers"]
     numbers = range(1, 1 + max(len(layer["shares"]) for layer in layers.values()))
     rows = [
         [name, *(written(SHARE, s) for s in layer["shares"]), f"{layer['cv']:.2f}",
@@ -181,7 +185,7 @@ def show_mixture(key: str, found: Mapping[str, Any]) -> None:
     ]  # fmt: skip
     show(table(words.parts, ["layer", *map(str, numbers), "CV", "by class"], rows))
     show(words.legend, style="dim")
-    show_speed(found["speed"], words.speed)
+    show_speed(mixture["speed"], words.speed)
 
 
 def show_speed(speed: Sequence[Mapping[str, float]], measures: Mapping[str, Measure]) -> None:
@@ -202,33 +206,36 @@ def with_interval(numbers: Mapping[str, float], key: str, measure: Measure) -> s
     return f"{value}{sign}" + (f" ({ends[0]} to {ends[1]})" if ends else "")
 
 
-def show_fidelity(found: Mapping[str, Any], *, classes: int = 10) -> None:
+def show_fidelity(fidelity: Mapping[str, Any], *, classes: int = 10) -> None:
     """Print every depth against the teacher on each part, and the classes that agree least."""
-    parts = {part: values["numbers"] for part, values in found["parts"].items()}
-    noun = found["noun"]
-    titles = {part: part for part in parts} | {"augmented": f"augmented: {found['augmentation']}"}
-    for depth in found["depths"]:
-        own = {
+    parts = {part: values["numbers"] for part, values in fidelity["parts"].items()}
+    noun = fidelity["noun"]
+    titles = {part: part for part in parts} | {"augmented": f"augmented: {fidelity['augmentation']}"}
+    for depth in fidelity["depths"]:
+        by_part = {
             part: of_row(numbers, depth)
             | {k: v for k, v in numbers.items() if k.startswith("teacher/")}
             for part, numbers in parts.items()
         }
         rows = [
-            [measure.title, *(with_interval(numbers, key, measure) for numbers in own.values())]
+            [measure.title, *(with_interval(numbers, key, measure) for numbers in by_part.values())]
             for key, measure in FIDELITY.items()
-            if any(key in numbers for numbers in own.values())
+            if any(key in numbers for numbers in by_part.values())
         ]
         rows += [
-            [f"CKA of {stage}", *(with_interval(n, f"cka/{stage}", CKA) for n in own.values())]
-            for stage in found["stages"]
+            [
+                f"CKA of {stage}",
+                *(with_interval(numbers, f"cka/{stage}", CKA) for numbers in by_part.values()),
+            ]
+            for stage in fidelity["stages"]
         ]
-        columns = [f"{titles[part]} ({found['parts'][part]['images']:,})" for part in parts]
-        show(table(f"depth {depth} against {found['teacher']['name']}", ["", *columns], rows))
-        if verdict := transfer_verdict(own["test"], noun):
+        columns = [f"{titles[part]} ({fidelity['parts'][part]['images']:,})" for part in parts]
+        show(table(f"depth {depth} against {fidelity['teacher']['name']}", ["", *columns], rows))
+        if verdict := transfer_verdict(by_part["test"], noun):
             show(verdict)
-        _show_least(own["test"], found["classes"], classes, noun)
+        _show_least(by_part["test"], fidelity["classes"], classes, noun)
     show(
-        f"in brackets: {100 * found['level']:.0f} % intervals over the {noun}, which do not cover "
+        f"in brackets: {100 * fidelity['level']:.0f} % intervals over the {noun}, which do not cover "
         "another training of this pair; CKA: debiased linear",
         style="dim",
     )

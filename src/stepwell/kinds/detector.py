@@ -51,9 +51,9 @@ def open(path: Path, module: Callable[[], Any] | None = None) -> "Detector":
         raise ValueError(f"{path} holds {NAME}, which has no module of its own: leave --module out")
     from stepwell.nets.detection.file import load_detector
 
-    found = load_detector(path)
-    classifier.check_card(path, found.net)
-    return found
+    detector = load_detector(path)
+    classifier.check_card(path, detector.net)
+    return detector
 
 
 def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
@@ -82,9 +82,9 @@ def _test_part(network: Network, data: str | None) -> "BoxSet":
     classes, arguments = network.net.net.card.classes, network.config.get("arguments", {})
     if data is not None:
         return read_test(Path(data), classes)
-    kept = read_kept(folder_of(network.path), classes)
+    test = read_kept(folder_of(network.path), classes)
     files = recorded(BoxFiles, _as_paths(arguments))
-    return read_parts(Path(arguments["data"]), files).test if kept is None else kept
+    return read_parts(Path(arguments["data"]), files).test if test is None else test
 
 
 def _as_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,11 +121,11 @@ def predict(
         images = unlabelled(files, net.card.classes)
         batches = BoxBatches(images, BATCH, size=net.card.size)
         boxes = detect(detector, batches, [depth], track=track)[depth]
-        sure = [own.chosen(own.scores >= min_score) for own in boxes]
+        sure = [image_boxes.chosen(image_boxes.scores >= min_score) for image_boxes in boxes]
         predictions += [
-            one
-            for file, own in zip(files, sure, strict=True)
-            for one in each_object(own, net.card.classes, depth, file)
+            prediction
+            for file, image_boxes in zip(files, sure, strict=True)
+            for prediction in each_object(image_boxes, net.card.classes, depth, file)
             or [Prediction(file, depth=depth, box=())]
         ]
         if coco is not None:
@@ -195,7 +195,7 @@ def _check_drawn(folder: Path, files: Sequence[Path]) -> None:
 
 
 def _draw(
-    folder: Path, files: Sequence[Path], found: Sequence["Boxes"], classes: Sequence[str]
+    folder: Path, files: Sequence[Path], boxes: Sequence["Boxes"], classes: Sequence[str]
 ) -> None:
     """Write the images with their boxes as PNG files."""
     import torch
@@ -205,13 +205,13 @@ def _draw(
     from stepwell.data.preprocess import whole
 
     folder.mkdir(parents=True, exist_ok=True)
-    for file, own in zip(files, found, strict=True):
+    for file, image_boxes in zip(files, boxes, strict=True):
         pixels = torch.from_numpy(whole(file)).permute(2, 0, 1)
-        rows = zip(own.labels.tolist(), own.scores.tolist(), strict=True)
+        rows = zip(image_boxes.labels.tolist(), image_boxes.scores.tolist(), strict=True)
         labels = [f"{classes[label]} {score:.2f}" for label, score in rows]
-        colours = [OKABE_ITO[label % len(OKABE_ITO)] for label in own.labels.tolist()]
+        colours = [OKABE_ITO[label % len(OKABE_ITO)] for label in image_boxes.labels.tolist()]
         if labels:
-            pixels = draw_bounding_boxes(pixels, own.boxes, labels, colours, width=2)
+            pixels = draw_bounding_boxes(pixels, image_boxes.boxes, labels, colours, width=2)
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{file.stem}.png")
     say(f"drew {len(files)} images in {folder}")
 
@@ -293,8 +293,8 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
             ends = (f"{100 * test[f'{row}/ap_{end}']:.1f}" for end in ("low", "high"))
             show(f"{rows} {row}: the 95 % interval of AP over images is {' to '.join(ends)} %")
     show_classes(test, results["detect"]["boxes"], [*costs])
-    if made := results.get("pseudo"):
-        show_labels(made)
+    if labels := results.get("pseudo"):
+        show_labels(labels)
     show(
         "AP: mean over overlaps (IoU) of 0.5 to 0.95 and over classes, as COCO defines it; AP50: at an "
         "overlap of 0.5",
@@ -303,9 +303,9 @@ def show_results(results: Mapping[str, Any], title: str, *, brief: bool = False)
     show_conditions(costs)
 
 
-def show_labels(made: Mapping[str, Any]) -> None:
+def show_labels(record: Mapping[str, Any]) -> None:
     """Print what the labels of teachers were made of, of many classes the first."""
-    classes = [*made["classes"].items()][:CLASSES]
+    classes = [*record["classes"].items()][:CLASSES]
     known = [key for key in ("precision", "recall") if any(key in row for _, row in classes)]
     rows = [
         [
@@ -315,14 +315,14 @@ def show_labels(made: Mapping[str, Any]) -> None:
         for name, row in classes
     ]  # fmt: skip
     show(table("labels from teachers", ["class", "threshold", "boxes", *known], rows))
-    ap = made["teacher_test"].get("teachers/ap")
-    told = "; the teachers have no predictions for the test images"
+    ap = record["teacher_test"].get("teachers/ap")
+    note = "; the teachers have no predictions for the test images"
     if ap is not None:
-        told = f"; the teachers have an AP of {100 * ap:.1f} % on the test part"
-    if made["truth"] == "teacher":
-        told = "; there are no labels, so the test part has the teachers' boxes, and AP says how well "
-        told += "the student agrees with them"
-    show(f"{made['boxes']:,} boxes in {made['images']:,} training images{told}", style="dim")
+        note = f"; the teachers have an AP of {100 * ap:.1f} % on the test part"
+    if record["truth"] == "teacher":
+        note = "; there are no labels, so the test part has the teachers' boxes, and AP says how well "
+        note += "the student agrees with them"
+    show(f"{record['boxes']:,} boxes in {record['images']:,} training images{note}", style="dim")
 
 
 def show_classes(test: Mapping[str, float], boxes: Mapping[str, int], rows: Sequence[str]) -> None:

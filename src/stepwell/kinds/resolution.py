@@ -138,10 +138,10 @@ def set_budget(
     """Set the cost penalty for a budget, and say its effect; milliseconds are measured now."""
     from stepwell.measure.choices import latencies_of_choices
 
-    found = [] if ms is None else latencies_of_choices(net, net.nested.card.size)
-    times = [choice.ms for choice in found]
+    latencies = [] if ms is None else latencies_of_choices(net, net.nested.card.size)
+    times = [choice.ms for choice in latencies]
     budget = net.for_budget(ms=ms, macs=macs, accuracy=accuracy, times=times)
-    unsure = f"; {BUSY}" if any(time.unsure for time in found) else ""
+    unsure = f"; {BUSY}" if any(time.unsure for time in latencies) else ""
     by_clock = f" ({budget.time(times):.3g} ms here, one by one{unsure})" if times else ""
     say(
         f"cost penalty {budget.price:.3g}: {big(budget.macs)} MACs an image in the mean{by_clock}, and "

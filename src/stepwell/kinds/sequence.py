@@ -41,8 +41,8 @@ def evaluate(network: Network, *, data: str | None = None) -> dict[str, Any]:
 
 def predict(network: Network, inputs: Sequence[str], *, top: int = 1) -> Predicted:
     """Classify texts; each is read as far as the gate decides. Flags as for `predict`."""
-    found = text.predict(network, inputs, top=top)
-    return found._replace(title="tokens that the gate chooses")
+    predicted = text.predict(network, inputs, top=top)
+    return predicted._replace(title="tokens that the gate chooses")
 
 
 def serve(network: Network, *, engine: Engine = "torch") -> "Served":

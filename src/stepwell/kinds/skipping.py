@@ -54,12 +54,12 @@ def within(net: "NestedNet", limits: Mapping[str, Any]) -> Iterator[None]:
         return
     if "ms" in limits:
         raise ValueError("the time depends on the image: give --budget-macs instead")
-    found = best_budget([Budget(row[0], row[1], row[2]) for row in net.card.gate_budgets], **limits)
+    budget = best_budget([Budget(row[0], row[1], row[2]) for row in net.card.gate_budgets], **limits)
     say(
-        f"cost penalty {found.price:g}: a mean of {big(found.macs)} MACs an image, and "
-        f"{100 * found.accuracy:.2f} % of the validation images right"
+        f"cost penalty {budget.price:g}: a mean of {big(budget.macs)} MACs an image, and "
+        f"{100 * budget.accuracy:.2f} % of the validation images right"
     )
-    with priced(net.module, found.price):
+    with priced(net.module, budget.price):
         yield
 
 

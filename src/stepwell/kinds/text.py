@@ -122,7 +122,7 @@ def predict(
         title = f"depth {by}"
     if isinstance(by, str):
         net.require_ready(by)
-    rows = [row for one in inputs for row in read_input(one, network)]
+    rows = [row for source in inputs for row in read_input(source, network)]
     if not rows:
         raise ValueError("there is no text to classify: give words, a tab-separated file, or -")
     if len(rows) > classifier.MANY:
@@ -150,9 +150,13 @@ def serve(network: Network, *, engine: Engine = "torch", cascade: bool = False) 
 
     def run(texts: Sequence[TokenSet], row: str, top: int) -> "list[Prediction]":
         joined = TokenSet.joined(texts)
-        found: list[Prediction] = text.classify_encoded(joined, lambda ids: answers(ids, row), top=top)
-        notes = (one.cut_note for one in texts)
-        return [one._replace(note=note) for one, note in zip(found, notes, strict=True)]
+        predictions: list[Prediction] = text.classify_encoded(
+            joined, lambda ids: answers(ids, row), top=top
+        )
+        notes = (tokens.cut_note for tokens in texts)
+        return [
+            prediction._replace(note=note) for prediction, note in zip(predictions, notes, strict=True)
+        ]
 
     # as long as a text may be, so that the promise holds for every one
     longest = " ".join(["the"] * text.tokenizer.limit)

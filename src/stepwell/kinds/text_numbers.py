@@ -38,8 +38,8 @@ def predict(
 ) -> Predicted:  # fmt: skip
     """Predict the numbers of texts at one depth, or within a budget. Flags as for `predict`."""
     limits = {"budget_ms": budget_ms, "budget_macs": budget_macs}
-    given: Any = {name: value for name, value in limits.items() if value is not None}
-    return text.predict(network, inputs, depth=depth, **given)
+    budget: Any = {name: value for name, value in limits.items() if value is not None}
+    return text.predict(network, inputs, depth=depth, **budget)
 
 
 def serve(network: Network, *, engine: Engine = "torch") -> "Served":

@@ -26,16 +26,16 @@ def measure_bits(net: NestedNet, parts: Parts, bits: Sequence[int]) -> dict[str,
         ValueError: as for `quantise`.
     """
     batches = in_random_order(parts.train)
-    most = -(-IMAGES // batches.batch_size)
-    images = [inputs for inputs, _ in islice(batches, most)]
-    found = {}
+    limit = -(-IMAGES // batches.batch_size)
+    images = [inputs for inputs, _ in islice(batches, limit)]
+    accuracies = {}
     for depth in net.depths:
         plain = net.subnet(depth).eval()
         by_bits = quantise(plain, images, bits)
-        networks = {"float": plain} | {str(n): module for n, module in by_bits.items()}
+        networks = {"float": plain} | {str(number): module for number, module in by_bits.items()}
         measured = evaluate(partial(_logits, networks), parts.test)
-        found[depth] = {name: measured[f"{name}/accuracy"] for name in networks}
-    return found
+        accuracies[depth] = {name: measured[f"{name}/accuracy"] for name in networks}
+    return accuracies
 
 
 def _logits(networks: Mapping[str, nn.Module], images: Tensor) -> dict[str, Logits]:

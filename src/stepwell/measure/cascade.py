@@ -102,8 +102,8 @@ def calibrate_cascade(
     if macs is not None and not macs > 0:
         raise ValueError(f"a budget of MACs must be a positive number, not {macs}")
     known = _Known(net, validation, criterion, search, temper=temper)
-    asked = accuracy is not None or macs is not None
-    if not asked:
+    has_goal = accuracy is not None or macs is not None
+    if not has_goal:
         accuracy = known.right[net.full].double().mean().item()
         words = "as accurate as the full net"
     else:
@@ -115,7 +115,7 @@ def calibrate_cascade(
     goal = Goal(accuracy, macs)
     record = known.best(goal) | {"goal": words}
     if not goal.met(Outcome(record["accuracy"], record["macs"], ())):
-        if not asked:  # geometric shares always stop some images early
+        if not has_goal:  # geometric shares always stop some images early
             return record | {"goal": f"{words}, or the nearest to it"}
         raise ValueError(
             f"no cascade reaches the goal on the {record['images']} validation {net.card.input}s "
@@ -200,28 +200,28 @@ class _Known:
 
     def best(self, goal: Goal) -> dict[str, Any]:
         """The record of the cascade nearest to a goal, without the goal."""
-        chosen, found = _best_chain(self, goal)
-        own: dict[str, Any] = {"criterion": self.criterion, "search": self.search}
+        chosen, thresholds = _best_chain(self, goal)
+        extras: dict[str, Any] = {"criterion": self.criterion, "search": self.search}
         if self.temperatures:
-            own["temperatures"] = [self.temperatures[depth] for depth in chosen[:-1]]
+            extras["temperatures"] = [self.temperatures[depth] for depth in chosen[:-1]]
         if self.criterion == "learned":
             pairs = zip(("", *chosen), chosen[:-1], strict=False)
-            own["weights"] = [self._learned[pair][1] for pair in pairs]
+            extras["weights"] = [self._learned[pair][1] for pair in pairs]
         return {
-            "depths": chosen, "thresholds": list(found.values), **own,
-            "accuracy": found.outcome.accuracy, "macs": found.outcome.cost,
-            "shares": list(found.outcome.shares), "images": len(self.right[self.net.full]),
+            "depths": chosen, "thresholds": list(thresholds.values), **extras,
+            "accuracy": thresholds.outcome.accuracy, "macs": thresholds.outcome.cost,
+            "shares": list(thresholds.outcome.shares), "images": len(self.right[self.net.full]),
         }  # fmt: skip
 
-    def of(self, chain: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def scores_and_right(self, chain: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The scores and the correctness of the depths of a cascade, (depths, images) each."""
         before = torch.full_like(self.classes[chain[0]], -1)
         agreed, scores = torch.zeros_like(before), []
-        for last, depth in zip(("", *chain), chain, strict=False):
+        for previous, depth in zip(("", *chain), chain, strict=False):
             agreed = agreement(self.classes[depth], before, agreed)
             before = self.classes[depth]
             if self.criterion == "learned":
-                scores.append(self._fit((last, depth), agreed)[0])
+                scores.append(self._fit((previous, depth), agreed)[0])
             else:
                 scores.append(criterion_of(self.criterion).score(self.logits[depth], agreed, ()))
         return torch.stack(scores), torch.stack([self.right[depth] for depth in chain])
@@ -254,16 +254,18 @@ def _best_chain(known: _Known, goal: Goal) -> tuple[list[str], Thresholds]:
     for length in lengths:
         for chain in combinations(ready, length):
             costs = cascade_macs(net, chain, counted)
-            found = find(*known.of(chain), costs, goal)
+            thresholds = find(*known.scores_and_right(chain), costs, goal)
             # a depth that answers nothing would still be run
-            scores_of = zip(chain, (*found.values, 0.0), strict=True)
-            kept = [depth for depth, threshold in scores_of if threshold < torch.inf]
-            if len(kept) < length:
-                values = tuple(t for t in found.values if t < torch.inf)
-                costs = cascade_macs(net, kept, counted)
-                found = Thresholds(values, outcome_of(values, *known.of(kept), costs))
-            if best is None or better(found.outcome, best[1].outcome, goal):
-                best = kept, found
+            pairs = zip(chain, (*thresholds.values, 0.0), strict=True)
+            used = [depth for depth, threshold in pairs if threshold < torch.inf]
+            if len(used) < length:
+                values = tuple(t for t in thresholds.values if t < torch.inf)
+                costs = cascade_macs(net, used, counted)
+                thresholds = Thresholds(
+                    values, outcome_of(values, *known.scores_and_right(used), costs)
+                )
+            if best is None or better(thresholds.outcome, best[1].outcome, goal):
+                best = used, thresholds
     assert best is not None
     return best
 
@@ -296,9 +298,9 @@ def measure_cascade(
                 right[row].append(logits.argmax(1).cpu() == labels)
             for i, x in enumerate(images.split(1), sum(map(len, answered[:-1]))):
                 # a uniform draw from images whose number is not known (Vitter's algorithm R)
-                at = len(singles) if len(singles) < most else draw.randrange(i + 1)
-                if at < most:
-                    singles[at : at + 1] = [(i, x.contiguous())]
+                place = len(singles) if len(singles) < most else draw.randrange(i + 1)
+                if place < most:
+                    singles[place : place + 1] = [(i, x.contiguous())]
         if not answered:
             raise ValueError("nothing to evaluate: the data gave no batch")
         runs = {"": lambda x: cascade(x).logits, "full_": net.forward}
@@ -308,16 +310,16 @@ def measure_cascade(
     timed = who[[i for i, _ in singles]].tolist()
     shares = [(who == i).double().mean().item() for i in range(len(depths))]
     costs = torch.tensor(cascade_macs(net, depths), dtype=torch.float64)
-    known = {row: torch.cat(parts) for row, parts in right.items()}
-    each = torch.stack([known[depth] for depth in depths])
+    hits = {row: torch.cat(parts) for row, parts in right.items()}
+    depth_hits = torch.stack([hits[depth] for depth in depths])
     return {
         "macs": float(costs[who].mean()),
         "shares": shares, "images": len(who), "full_macs": cascade_macs(net, [net.full])[0],
-        "accuracy": known[""].double().mean().item(),
-        "full_accuracy": known[net.full].double().mean().item(),
-        "random_accuracy": _at_random(who, [*each]),
-        "oracle_accuracy": each.any(0).double().mean().item(),
-        "oracle_macs": float(costs[each.double().argmax(0)].mean()),
+        "accuracy": hits[""].double().mean().item(),
+        "full_accuracy": hits[net.full].double().mean().item(),
+        "random_accuracy": _at_random(who, [*depth_hits]),
+        "oracle_accuracy": depth_hits.any(0).double().mean().item(),
+        "oracle_macs": float(costs[depth_hits.double().argmax(0)].mean()),
         "ms": 1000 * mean_of_medians(times[""].times, timed),
         "full_ms": 1000 * statistics.median(times["full_"].times),
     } | marked(any(watch.busy for watch in times.values()))  # fmt: skip

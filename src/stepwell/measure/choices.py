@@ -69,14 +69,14 @@ def latencies_of_choices(net: ChoosingNet, size: int) -> list[Latency]:
     with in_eval_mode(*runs), torch.inference_mode():
         calls = {str(i): partial(run_each, run, [x]) for i, run in enumerate(runs)}
         times = measure_latencies(calls, seconds=SECONDS / 2, rounds=ROUNDS)
-    chooser, again, *choices = times.values()
-    found = []
+    chooser, part_time, *choices = times.values()
+    latencies = []
     for i, choice in enumerate(choices):
-        twice = again[:3] if i == begun else (0.0, 0.0, 0.0)
-        ends = zip(chooser[:3], choice[:3], twice, strict=True)
+        counted_twice = part_time[:3] if i == begun else (0.0, 0.0, 0.0)
+        ends = zip(chooser[:3], choice[:3], counted_twice, strict=True)
         ms, low, high = (first + max(0.0, time - once) for first, time, once in ends)
-        found.append(Latency(ms, low, high, chooser.unsure or choice.unsure))
-    return found
+        latencies.append(Latency(ms, low, high, chooser.unsure or choice.unsure))
+    return latencies
 
 
 class Observed(NamedTuple):

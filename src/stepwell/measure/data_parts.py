@@ -62,15 +62,15 @@ class RunImages(LabelledImages):
     def of(cls, config: Mapping[str, Any]) -> "RunImages":
         """Read them from the content of config.json; defaults where it says nothing."""
         arguments, data = config.get("arguments", {}), config.get("data", {})
-        own = {n: arguments[n] for n in ("augment", "mix") if n in arguments}
-        own |= arguments.get("distill_data", {})
-        folder = {"unlabeled": Path(own["unlabeled"])} if own.get("unlabeled") else {}
-        found = {
+        distill = {name: arguments[name] for name in ("augment", "mix") if name in arguments}
+        distill |= arguments.get("distill_data", {})
+        folder = {"unlabeled": Path(distill["unlabeled"])} if distill.get("unlabeled") else {}
+        fields = {
             "fingerprint": data.get("fingerprint"),
             "size": arguments.get("size") or data.get("size"),
-            "distill_data": recorded(DistillData, own | folder),
+            "distill_data": recorded(DistillData, distill | folder),
         }
-        return recorded(cls, arguments | found)
+        return recorded(cls, arguments | fields)
 
     def changes(self, images: ImageSet, may_flip: bool) -> dict[str, Any]:
         """Give `augment` and `changes` of `Batches`; `may_flip`: a mirror image keeps its class."""
@@ -111,8 +111,8 @@ def parts_for(
     if not card.classes:
         raise ValueError("this network names no classes, so nothing can be measured: set net.card")
     splits = load_images(data, card.size, drawing=card.drawing)
-    found = data_fingerprint(splits)
-    known = fingerprint == found
+    digest = data_fingerprint(splits)
+    known = fingerprint == digest
     if same and not known:
         raise ValueError(
             f"{data} has changed since the network was trained on it, so its test part may hold "
@@ -128,7 +128,7 @@ def parts_for(
     train, validation = _set_aside(splits, val_fraction if known else 0.0, part if known else None)
     test = Batches(splits.test, 256, mean=card.mean, std=card.std)
     aside = test.with_images(validation) if validation else None
-    return Parts(test.with_images(train), aside, test, known, splits.flip, splits.name, found)
+    return Parts(test.with_images(train), aside, test, known, splits.flip, splits.name, digest)
 
 
 def parts_of(net: NestedNet, path: Path, config: Mapping[str, Any], data: str | None = None) -> Parts:
@@ -220,14 +220,14 @@ def batches_of(run: Path) -> tuple[Batches, Batches]:
 
     Images of a generator are not stored, so they are left out. ValueError if the data has changed.
     """
-    own = RunImages.of(read_json(run / "config.json", "name a finished run"))
+    images = RunImages.of(read_json(run / "config.json", "name a finished run"))
     card = load(run / "net.safetensors").card
-    splits = load_images(own.data, own.size, drawing=card.drawing)
-    if own.fingerprint != data_fingerprint(splits):
-        raise ValueError(f"{own.data} has changed since {run} was trained on it")
+    splits = load_images(images.data, images.size, drawing=card.drawing)
+    if images.fingerprint != data_fingerprint(splits):
+        raise ValueError(f"{images.data} has changed since {run} was trained on it")
     train, _ = batches_for(
-        splits, own, batch_size=own.batch_size, val_fraction=own.val_fraction, seed=own.seed,
-        normalisation=(card.mean, card.std), changes=own.distill_data,
+        splits, images, batch_size=images.batch_size, val_fraction=images.val_fraction,
+        seed=images.seed, normalisation=(card.mean, card.std), changes=images.distill_data,
     )  # fmt: skip
     return train, train.with_images(splits.test)
 

@@ -32,21 +32,21 @@ def detect(
     device = next(detector.parameters()).device
     names = [*detector.net.depths] if depths is None else [*depths]
     examples, order = batches.examples, iter(batches.order)
-    found: dict[str, list[Boxes]] = {name: [Boxes.of([], [])] * len(examples) for name in names}
+    detections: dict[str, list[Boxes]] = {name: [Boxes.of([], [])] * len(examples) for name in names}
     steps = batches if track is None else track(batches, "detecting", len(batches))
     with in_eval_mode(detector), torch.inference_mode():
         for batch in steps:
             by_depth = detector.by_depth(batch.images.to(device), batch.sizes, names)
             for row, size in enumerate(batch.sizes):
-                at = next(order)
+                index = next(order)
                 for name, answers in by_depth.items():
-                    own = answers[row]
-                    boxes = restored(own.boxes, size, examples.sizes[at])
-                    found[name][at] = Boxes.of(boxes, own.labels, own.scores).with_area()
-    return found
+                    answer = answers[row]
+                    boxes = restored(answer.boxes, size, examples.sizes[index])
+                    detections[name][index] = Boxes.of(boxes, answer.labels, answer.scores).with_area()
+    return detections
 
 
-def precisions(examples: BoxSet, found: Mapping[str, Sequence[Boxes]]) -> dict[str, float]:
+def precisions(examples: BoxSet, detections: Mapping[str, Sequence[Boxes]]) -> dict[str, float]:
     """Average precision by "ROW/measure", of the boxes that each row found in the examples.
 
     Boxes of classes that an image's truth does not tell of are neither right nor wrong.
@@ -54,16 +54,16 @@ def precisions(examples: BoxSet, found: Mapping[str, Sequence[Boxes]]) -> dict[s
     truth = examples.coco()
     return {
         f"{row}/{name}": value
-        for row, boxes in found.items()
+        for row, boxes in detections.items()
         for name, value in average_precision(truth, examples.results(examples.judged(boxes))).items()
     }
 
 
-def intervals(examples: BoxSet, found: Mapping[str, Sequence[Boxes]]) -> dict[str, float]:
+def intervals(examples: BoxSet, detections: Mapping[str, Sequence[Boxes]]) -> dict[str, float]:
     """The ends of the 95 % interval over images of each row's average precision."""
     truth = examples.coco()
     numbers: dict[str, float] = {}
-    for row, boxes in found.items():
+    for row, boxes in detections.items():
         low, high = precision_interval(truth, examples.results(examples.judged(boxes)))
         numbers |= {f"{row}/ap_low": low, f"{row}/ap_high": high}
     return numbers
@@ -79,8 +79,8 @@ def cost_table(detector: Detector, x: Images) -> dict[str, dict[str, Any]]:
     for depth, cost in costs.items():
         parts = (net.subnet(depth), detector.pyramid, detector.head)
         cost["params"] = sum(p.numel() for part in parts for p in part.parameters())
-        held = [t for part in parts for t in (*part.parameters(), *part.buffers())]
-        cost["weight_bytes"] = sum(t.nbytes for t in held)
+        tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
+        cost["weight_bytes"] = sum(t.nbytes for t in tensors)
     return {depth: {"blocks": list(blocks)} | costs[depth] for depth, blocks in net.depths.items()}
 
 
@@ -93,17 +93,17 @@ def measure_detector(
         Results as results.json has them: "kind", "rows", "test", "examples", "costs", and "detect" with
         the number of boxes of each class; and what each depth found.
     """
-    found = detect(detector, test, track=track)
+    detections = detect(detector, test, track=track)
     costs = cost_table(detector.cpu(), test.at(0).images[:1])
-    numbers = precisions(test.examples, found)
+    numbers = precisions(test.examples, detections)
     if len(test.examples) <= RESAMPLED:
-        numbers |= intervals(test.examples, found)
+        numbers |= intervals(test.examples, detections)
     results = {
         "kind": "detector", "rows": "depth", "test": numbers,
         "examples": len(test.examples), "costs": costs,
         "detect": {"boxes": test.examples.counts, "size": test.size},
     }  # fmt: skip
-    return results, found
+    return results, detections
 
 
 class _AtDepth(nn.Module):
@@ -114,4 +114,4 @@ class _AtDepth(nn.Module):
         self.detector, self.depth = detector, depth
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([found.boxes for found in self.detector(x, None, self.depth)])
+        return torch.cat([detections.boxes for detections in self.detector(x, None, self.depth)])

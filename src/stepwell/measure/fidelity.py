@@ -82,10 +82,10 @@ def measure_fidelity(
     else:
         images = parts_of(net, path, config, data)
         parts, networks = images, fit_pair(pair, images.test)
-    found, arrays = measure_pair(networks, parts, interpolate=interpolate, track=track)
+    record, arrays = measure_pair(networks, parts, interpolate=interpolate, track=track)
     if keep:
-        write_fidelity(folder_of(path), found, arrays)
-    return found
+        write_fidelity(folder_of(path), record, arrays)
+    return record
 
 
 def measure_pair(
@@ -106,7 +106,7 @@ def measure_pair(
     results = read_json(file, "put it right") if pair.config and file.exists() else {}
     compared, policy = _compared(networks, parts)
     noun = parts.test.examples.NOUN
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "data": {"name": parts.name, "fingerprint": parts.fingerprint},
         "student": {
             "name": str(pair.run), "fingerprint": pair.fingerprint, "trained": results.get("finished")
@@ -127,14 +127,14 @@ def measure_pair(
             control=networks.control,
         )  # fmt: skip
         numbers = fidelity_measures(seen, card.classes, stages=networks.stages)
-        found["parts"][part] = {"images": len(seen.labels), "numbers": numbers}
+        record["parts"][part] = {"images": len(seen.labels), "numbers": numbers}
         arrays |= {f"{part}/{name}": value for name, value in _arrays(seen).items()}
     if interpolate and isinstance(parts, Parts):
-        found["interpolation"] = _lines(networks, parts, interpolate, track)
-    return found | {"finished": time.strftime("%Y-%m-%d %H:%M:%S")}, arrays
+        record["interpolation"] = _lines(networks, parts, interpolate, track)
+    return record | {"finished": time.strftime("%Y-%m-%d %H:%M:%S")}, arrays
 
 
-def write_fidelity(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def write_fidelity(folder: Path, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write fidelity.json and fidelity.npz to a run; OSError if another process writes to it."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def write_fidelity(folder: Path, found: Mapping[str, Any], arrays: Mapping[str, 
         # The report looks for fidelity.json, so it must never stand beside another's arrays.
         (folder / "fidelity.json").unlink(missing_ok=True)
         write_whole(folder / "fidelity.npz", buffer.getvalue())
-        write_whole(folder / "fidelity.json", json.dumps(found, indent=1).encode())
+        write_whole(folder / "fidelity.json", json.dumps(record, indent=1).encode())
 
 
 def _compared(
@@ -236,12 +236,12 @@ def _lines(
             point = {"share": i / (points - 1)}
             for part, batches in compared.items():
                 seen = observe(networks.teacher, mixed, batches)
-                found = seen.students[""]
+                predictions = seen.students[""]
                 point |= {
-                    f"{part}/accuracy": (found.top == seen.labels).double().mean().item(),
-                    f"{part}/nll": found.nll.mean().item(),
-                    f"{part}/agreement": (found.top == seen.teacher.top).double().mean().item(),
-                    f"{part}/kl": found.kl.mean().item(),
+                    f"{part}/accuracy": (predictions.top == seen.labels).double().mean().item(),
+                    f"{part}/nll": predictions.nll.mean().item(),
+                    f"{part}/agreement": (predictions.top == seen.teacher.top).double().mean().item(),
+                    f"{part}/kl": predictions.kl.mean().item(),
                 }
             lines[depth].append(point)
     return lines

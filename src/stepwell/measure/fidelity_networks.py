@@ -58,21 +58,21 @@ def open_pair(
         with writing(folder_of(run) / "net.safetensors"):
             pass
     opened = open_teacher(teacher, mean=mean, std=std)
-    own = fingerprint(run)
-    themselves = {source.depth for source in opened.sources if source.weights == own}
+    own_weights = fingerprint(run)
+    themselves = {source.depth for source in opened.sources if source.weights == own_weights}
     depths = tuple(depth for depth in net.depths if depth not in themselves)
     if not depths:
         raise ValueError(
             f"{' '.join(teacher)} is the network {run} itself, and has no other depth: name its teacher"
         )
     for source in opened.sources:
-        if source.weights != own:
+        if source.weights != own_weights:
             _warn_of_doubts(run, config, source)
     _check_line(run, net, depths, opened, interpolate)
     controls: dict[str, OpenTeacher] = {}
     if control is not None:
-        controls = _open_controls(run, depths, control, own, opened.sources)
-    return Pair(run, net, config, own, depths, opened, controls)
+        controls = _open_controls(run, depths, control, own_weights, opened.sources)
+    return Pair(run, net, config, own_weights, depths, opened, controls)
 
 
 def named(opened: OpenTeacher) -> str:
@@ -82,49 +82,51 @@ def named(opened: OpenTeacher) -> str:
 
 
 def _open_controls(
-    run: Path, depths: tuple[str, ...], name: str, own: str, taught_by: Sequence[Source]
+    run: Path, depths: tuple[str, ...], name: str, own_weights: str, taught_by: Sequence[Source]
 ) -> dict[str, OpenTeacher]:
     """Open a control for each of the student's depths: the depth of the same name, or the only one."""
     opened = open_teacher([name])
     (source,) = opened.sources
-    if source.weights in {own, *(other.weights for other in taught_by)}:
+    if source.weights in {own_weights, *(other.weights for other in taught_by)}:
         raise ValueError(
             f"--control {name} is the network {run} itself, or its teacher: name a student of another "
             "teacher"
         )
     # all weights that the control's run was given: its teachers', or those that it began with
     given = config_of(source.file).get("teacher") if source.file else None
-    if same := [other.name for other in taught_by if other.weights in (given or "")]:
+    if shared := [other.name for other in taught_by if other.weights in (given or "")]:
         raise ValueError(
-            f"--control {name} was taught by {', '.join(same)}, too, or began with its weights, so it "
-            "is no control: name a student of another teacher"
+            f"--control {name} was taught by {', '.join(shared)}, too, or began with its weights, so "
+            "it is no control: name a student of another teacher"
         )
     if set(depths) <= set(source.depths):
         return {depth: open_teacher([f"{name}@{depth}"]) for depth in depths}
     if len(depths) > 1:
-        theirs = ", ".join(source.depths) or "one depth"
+        available = ", ".join(source.depths) or "one depth"
         raise ValueError(
-            f"--control {name} has {theirs}, and {run} has {', '.join(depths)}: the control needs the "
-            "same depths"
+            f"--control {name} has {available}, and {run} has {', '.join(depths)}: the control needs "
+            "the same depths"
         )
     return {depths[0]: opened}
 
 
 def _warn_of_doubts(run: Path, config: Mapping[str, Any], source: Source) -> None:
     """Warn of other reasons for which the run may agree with this teacher, or look better."""
-    theirs = config_of(source.file) if source.file else {}
-    if not (config and theirs):
+    teacher_config = config_of(source.file) if source.file else {}
+    if not (config and teacher_config):
         return
-    own, others_data = config["data"], theirs["data"]
+    own_data, others_data = config["data"], teacher_config["data"]
     # texts have a fingerprint that the longest text's length does not change
-    key = "content" if "content" in own and "content" in others_data else "fingerprint"
-    if own[key] != others_data[key]:
+    key = "content" if "content" in own_data and "content" in others_data else "fingerprint"
+    if own_data[key] != others_data[key]:
         warnings.warn(
             f"{source.name} was trained on other data than {run}: if test examples of one were "
             "training examples of the other, it looks better on them than it is",
             stacklevel=3,
         )
-    ours, others = ({"net": c["arguments"].get("student"), **c["arguments"]} for c in (config, theirs))
+    ours, others = (
+        {"net": c["arguments"].get("student"), **c["arguments"]} for c in (config, teacher_config)
+    )
     started = any(a.get("init") for a in (ours, others))
     if (ours["net"], ours["seed"]) == (others["net"], others["seed"]) and not started:
         warnings.warn(
@@ -152,9 +154,9 @@ def _check_line(
             f"--interpolate: {name} normalises its images in another way than {run}, so no network "
             "between them suits either"
         )
-    odd = {depth: differing(net.subnet(depth), taught_by) for depth in depths}
-    if None not in odd.values():
-        depth, tensor = next(iter(odd.items()))
+    differences = {depth: differing(net.subnet(depth), taught_by) for depth in depths}
+    if None not in differences.values():
+        depth, tensor = next(iter(differences.items()))
         raise ValueError(
             f"--interpolate needs equal architectures, and depth {depth} of {run} differs from {name} "
             f"in {tensor}"

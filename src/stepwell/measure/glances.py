@@ -82,14 +82,14 @@ def measure_glances(
 
 def looked_at(net: NestedNet, test: Batches) -> tuple[dict[str, Logits], Labels, Places]:
     """The logits by number of glances, the labels, and where the policy looked."""
-    found: list[Tensor] = []
+    places: list[Tensor] = []
 
     def logits(images: Tensor) -> dict[str, Logits]:
         exits = net.forward_all(images.to(next(net.parameters()).device), extras=("place",))
-        found.append(torch.stack(exits[net.full].extras["place"], 1).float().cpu())
+        places.append(torch.stack(exits[net.full].extras["place"], 1).float().cpu())
         return {count: exit.logits for count, exit in exits.items()}
 
-    return *gather_logits(logits, test), torch.cat(found)
+    return *gather_logits(logits, test), torch.cat(places)
 
 
 def at_places_of_others(net: NestedNet, places: Places, seed: int = 0) -> Predict:
@@ -112,7 +112,11 @@ def at_places_of_others(net: NestedNet, places: Places, seed: int = 0) -> Predic
 
 def _accuracies(predict: Predict, test: Batches) -> dict[str, float]:
     measured = evaluate(predict, test)
-    return {n.removesuffix("/accuracy"): v for n, v in measured.items() if n.endswith("/accuracy")}
+    return {
+        name.removesuffix("/accuracy"): value
+        for name, value in measured.items()
+        if name.endswith("/accuracy")
+    }
 
 
 def counts(places: Float[Tensor, "n axes"]) -> list[list[int]]:

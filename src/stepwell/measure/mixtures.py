@@ -64,8 +64,8 @@ def observe_shares(net: NestedNet, test: Batches) -> tuple[Shares, Labels]:
         return {str(i): shares for i, shares in enumerate(layers)}
 
     with in_eval_mode(net):
-        found, labels = gather_logits(predict, test)
-    return torch.stack([*found.values()], 1), labels
+        layer_shares, labels = gather_logits(predict, test)
+    return torch.stack([*layer_shares.values()], 1), labels
 
 
 def _use(shares: Float[Tensor, "n parts"], labels: Labels) -> dict[str, Any]:
@@ -73,8 +73,8 @@ def _use(shares: Float[Tensor, "n parts"], labels: Labels) -> dict[str, Any]:
     mean = shares.mean(0)
     between = torch.zeros((), dtype=torch.float64)
     for label in labels.unique():
-        own = shares[labels == label]
-        between += len(own) * (own.mean(0) - mean).square().sum()
+        class_shares = shares[labels == label]
+        between += len(class_shares) * (class_shares.mean(0) - mean).square().sum()
     total = (shares - mean).square().sum()
     return {
         "shares": mean.tolist(),
@@ -128,13 +128,13 @@ def measure_break_even(
     """
     seconds = (speed.SECONDS if seconds is None else seconds) / 10
     by_shape: dict[str, dict[str, float]] = {}
-    found = {}
+    shares = {}
     for name, layer in expert_layers(net.module):
         shape = f"{layer.top_k} of {layer}"
         if shape not in by_shape:
-            by_shape[shape] = {str(n): break_even_of(layer, n, seconds) for n in TOKENS}
-        found[name] = by_shape[shape]
-    return found
+            by_shape[shape] = {str(tokens): break_even_of(layer, tokens, seconds) for tokens in TOKENS}
+        shares[name] = by_shape[shape]
+    return shares
 
 
 def break_even_of(layer: Experts, tokens: int, seconds: float) -> float:

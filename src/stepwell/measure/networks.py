@@ -63,9 +63,9 @@ def regression(
     return accuracies(model.predict(_logarithms(test)), test_labels)
 
 
-def accuracies(found: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
+def accuracies(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
     """The share of right answers, and its mean over the classes."""
-    right = found == labels
+    right = predictions == labels
     by_class = [right[labels == label].mean() for label in np.unique(labels)]
     return {"accuracy": float(right.mean()), "balanced_accuracy": float(np.mean(by_class))}
 
@@ -94,8 +94,8 @@ def saliency(net: NestedNet, pixels: NDArray[np.uint8], label: int) -> Table:
         rest = [i for i in range(logits.shape[1]) if i != label]
         (logits[0, label] - logits[0, rest].mean()).backward()
     assert x.grad is not None
-    found: Table = (x.grad * (x.detach() - black)).sum(1)[0].numpy().astype(np.float64)
-    return found
+    scores: Table = (x.grad * (x.detach() - black)).sum(1)[0].numpy().astype(np.float64)
+    return scores
 
 
 def salient_nodes(shown: Picture, cells: Table) -> NDArray[np.int64]:
@@ -142,10 +142,10 @@ def explain(net: NestedNet, test: ImageSet, classes: Sequence[str], seed: int = 
     how, size = net.card.drawing, net.card.size
     rng = np.random.default_rng(seed)
     small = np.flatnonzero(test.about["edges"] <= LARGE)
-    some = rng.permutation(small)[:DELETED].tolist()
+    indices = rng.permutation(small)[:DELETED].tolist()
     examples, falls = list[dict[str, Any]](), list[tuple[float, float]]()
     with store.one_thread(), torch.no_grad():
-        for index in some:
+        for index in indices:
             network = read_network(str(test.about["path"][index]), how)
             shown = draw(network, how, size)
             logits = net(normalised([shown.pixels], net.card))[0]

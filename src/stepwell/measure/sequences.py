@@ -178,15 +178,15 @@ def read_words(net: NestedNet, test: TextBatches) -> list[list[list[Any]]]:
     """Some texts as pairs: a token as a person reads it, and whether it updated the state."""
     examples = test.examples
     chosen = torch.linspace(0, len(examples) - 1, min(SHOWN, len(examples))).long().unique()
-    device, found = next(net.parameters()).device, []
+    device, texts = next(net.parameters()).device, []
     for i in chosen:
         ids = examples.rows(i[None])
         with in_eval_mode(net), torch.inference_mode():
             exit = net.forward_all(ids.to(device), extras=("read",))[net.full]
         words = examples.tokenizer.words_of(ids[0].tolist())
         read = exit.extras["read"][0][0].bool().tolist()
-        found.append([[word, kept] for word, kept in zip(words, read, strict=True)])
-    return found
+        texts.append([[word, was_read] for word, was_read in zip(words, read, strict=True)])
+    return texts
 
 
 def _timed(test: TextBatches) -> TokenSet:
@@ -201,9 +201,9 @@ def _times(net: NestedNet, test: TextBatches) -> dict[str, dict[str, Any]]:
     with in_eval_mode(net), torch.inference_mode():
         times = time_each(runs, ids, seconds=speed.SECONDS)
     return {
-        row: {"ms": 1000 * fmean(found.times), "batch": 1, "threads": torch.get_num_threads()}
-        | marked(found.busy)
-        for row, found in times.items()
+        row: {"ms": 1000 * fmean(watch.times), "batch": 1, "threads": torch.get_num_threads()}
+        | marked(watch.busy)
+        for row, watch in times.items()
     }
 
 
@@ -220,10 +220,10 @@ def _speed(net: NestedNet, test: TextBatches, macs: SequenceMacs) -> list[dict[s
         )
         return macs.every(length) / macs.at(used)
 
-    found = []
+    speeds = []
     with in_eval_mode(net):
         for size in dict.fromkeys(min(b, len(timed)) for b in speed.BATCHES):
             parts = [batch.inputs.to(device) for batch in TextBatches(timed, size)][: speed.PARTS]
             whole = [part for part in parts if len(part) == size]
-            found.append(speed.compare_batches(net.forward, plain, whole, by_macs))
-    return found
+            speeds.append(speed.compare_batches(net.forward, plain, whole, by_macs))
+    return speeds

@@ -81,11 +81,11 @@ class SkippingMacs(NamedTuple):
 @torch.no_grad()
 def skipping_macs(net: NestedNet, size: int) -> SkippingMacs:
     """Count the MACs of the full net for images of `size` pixels."""
-    found = [
+    counts = [
         (count_macs(Branch(block), x), count_macs(block.gate, x))
         for _, block, x in _inputs(net, blank_image(net, size))
     ]
-    branches, gates = zip(*found, strict=True)
+    branches, gates = zip(*counts, strict=True)
     whole = count_macs(without_gates(net), blank_image(net, size))
     return SkippingMacs(whole - sum(branches) + sum(gates), branches, sum(gates))
 
@@ -115,13 +115,13 @@ def measure_break_even(
         By block, then by batch size as text: a share in [0, 1], for `Card.break_even`.
     """
     seconds = (speed.SECONDS if seconds is None else seconds) / 10
-    found: dict[str, dict[str, float]] = {}
+    shares: dict[str, dict[str, float]] = {}
     for batch in BATCHES:
         x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
         x = x.contiguous(memory_format=torch.channels_last)
-        for name, block, given in _inputs(net, x.to(next(net.parameters()).device)):
-            found.setdefault(name, {})[str(batch)] = break_even_of(block, given, seconds)
-    return found
+        for name, block, inputs in _inputs(net, x.to(next(net.parameters()).device)):
+            shares.setdefault(name, {})[str(batch)] = break_even_of(block, inputs, seconds)
+    return shares
 
 
 def break_even_of(block: Gated, x: Tensor, seconds: float) -> float:
@@ -214,8 +214,10 @@ def settle_open_rate(
 
 def keep_budgets(net: NestedNet, batches: Batches) -> None:
     """Measure `gate_budgets`, and keep them on the card of the network."""
-    kept = tuple((b.price, b.macs, b.accuracy) for b in gate_budgets(net, batches))
-    net.card = replace(net.card, gate_budgets=kept)
+    budgets = tuple(
+        (budget.price, budget.macs, budget.accuracy) for budget in gate_budgets(net, batches)
+    )
+    net.card = replace(net.card, gate_budgets=budgets)
 
 
 @torch.no_grad()
@@ -232,14 +234,14 @@ def gate_budgets(net: NestedNet, batches: Batches) -> tuple[Budget, ...]:
         exit = net.forward_all(images.to(device), [net.full], extras=("open",))[net.full]
         return {CHOSEN: exit.logits, "open": torch.stack(exit.extras["open"], 1)}
 
-    found = []
+    candidates = []
     for price in PRICES:
         with priced(net.module, price), in_eval_mode(net):
             answers, labels = gather_logits(predict, batches)
         right = (answers[CHOSEN].argmax(1) == labels).double().mean().item()
-        found.append(Priced(price, right, float(macs.at(answers["open"]).mean()), ()))
-    kept = front(found, len(found))
-    return tuple(Budget(o.price, o.cost, o.accuracy) for o in kept)
+        candidates.append(Priced(price, right, float(macs.at(answers["open"]).mean()), ()))
+    unbeaten = front(candidates, len(candidates))
+    return tuple(Budget(point.price, point.cost, point.accuracy) for point in unbeaten)
 
 
 @contextmanager

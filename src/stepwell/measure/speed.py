@@ -49,12 +49,12 @@ def compare_speed(
         "chosen" and "fixed"; "speed_up", their ratio; "by_macs"; "unsure" if the machine was too busy
         for certain times.
     """
-    found = []
+    rows = []
     for batch in dict.fromkeys(min(b, len(images)) for b in BATCHES):
         timed = images[: min(len(images) // batch, PARTS) * batch]
         parts = [x.contiguous(memory_format=torch.channels_last) for x in timed.split(batch)]
-        found.append(compare_batches(chosen, fixed, parts, by_macs, seconds=seconds))
-    return found
+        rows.append(compare_batches(chosen, fixed, parts, by_macs, seconds=seconds))
+    return rows
 
 
 @torch.inference_mode()

@@ -252,5 +252,5 @@ def text_parts(
         train, validation = train.split(arguments["val_fraction"])
     aside = None if validation is None else TextBatches(validation, BATCH)
     tests = TextBatches(parts.test, BATCH)
-    name, own = config["data"]["name"], TextBatches(train, BATCH)
-    return TextBatchParts(aside, tests, True, name, fingerprint, own)
+    name, train_batches = config["data"]["name"], TextBatches(train, BATCH)
+    return TextBatchParts(aside, tests, True, name, fingerprint, train_batches)

@@ -27,7 +27,7 @@ def measure_groups(
         By width, then by number of images as text, for `Card.group_ms`.
     """
     seconds = (speed.SECONDS if seconds is None else seconds) / 10
-    found: dict[str, dict[str, float]] = {name: {} for name in net.names}
+    group_ms: dict[str, dict[str, float]] = {name: {} for name in net.names}
     with in_eval_mode(net):
         for images in GROUPS:
             x = blank_image(net, size, images).contiguous(memory_format=torch.channels_last)
@@ -37,8 +37,8 @@ def measure_groups(
             }
             times = measure_latencies(calls, seconds=seconds, warmup=2, least=5, rounds=2)
             for name, time in times.items():
-                found[name][str(images)] = time.ms
-    return found
+                group_ms[name][str(images)] = time.ms
+    return group_ms
 
 
 def with_group_times(net: WidthNet) -> None:
