@@ -6,7 +6,10 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.fx import symbolic_trace
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 from torch.testing import assert_close
 
 import stepwell
@@ -156,19 +159,65 @@ def test_a_convolution_of_two_names_stays_one_layer():
     assert [*adder_layers(twice)] == ["body.0"]
 
 
+class Backwards(nn.Module):
+    """It defines its layers in another order than it runs them, and has two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.other = nn.Linear(8, 4), nn.Linear(8, 2)
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+
+    def forward(self, x):
+        features = self.block(self.stem(x)).mean((2, 3))
+        return self.fc(features), self.other(features)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_first_and_last_are_those_that_run_first_and_last():
+    net = stepwell.to_adder(Backwards())
+    assert [*adder_layers(net)] == ["block.0"]
+    assert [type(layer) for layer in (net.fc, net.other)] == [NormedLinear] * 2
+    traced, x = symbolic_trace(net.eval()), torch.randn(2, 3, 8, 8)
+    assert_close(traced(x), net(x))
+
+
+@pytest.mark.usefixtures("untyped")
+def test_a_convolution_whose_hooks_or_parts_would_be_lost_is_refused():
+    hooked, pruned, split = (Own(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)) for _ in range(3))
+    hooked.body[0].register_forward_hook(lambda *_: None)
+    prune.l1_unstructured(pruned.body[0], "weight", 0.5)
+    for net in (hooked, pruned):
+        with pytest.raises(ValueError, match="body.0: a convolution with hooks, such as pruning's"):
+            stepwell.to_adder(net)
+    weight_norm(split.body[0])
+    with pytest.raises(ValueError, match="body.0: a ParametrizedConv2d is no plain nn.Conv2d"):
+        stepwell.to_adder(split)
+    groups = Own(nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 1, groups=2), nn.BatchNorm2d(8))
+    with pytest.raises(ValueError, match=r"one of 2 such .* keep=\['body.0', 'body.1'\]"):
+        stepwell.to_adder(groups)
+    for wrong, message in (
+        (lambda: stepwell.to_adder(3), "takes an nn.Module, not 3"),
+        (lambda: stepwell.to_adder(Backwards(), keep=None), "keep is a list of names"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
+
+
 def test_other_networks_without_an_adder_form():
-    with pytest.raises(ValueError, match="no norm follows the convolution 'body.0': .* cannot train"):
+    with pytest.raises(ValueError, match="no norm follows .* 'body.0', .* could not train"):
         stepwell.to_adder(Own(nn.Conv2d(8, 8, 3), norm=False))
     early = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.BatchNorm2d(8))
-    with pytest.raises(ValueError, match="body.0.1, a ReLU, stands behind the convolution 'body.0.0'"):
+    with pytest.raises(ValueError, match="body.0.1, a ReLU, takes the outputs of .* 'body.0.0'"):
         stepwell.to_adder(Own(early))
     for call in (torch.relu, nn.functional.relu6, lambda x: x.relu_()):
 
         class Functional(Own):
             def forward(self, x):
-                return self.norm(call(self.body(self.first(x))))  # noqa: B023
+                y = self.norm(call(self.body(self.first(x))))  # noqa: B023
+                return self.fc(y.mean((2, 3)))
 
-        with pytest.raises(ValueError, match="a call of relu.* behind the convolution 'body.0'"):
+        with pytest.raises(ValueError, match="a call of relu.* takes the outputs of .* 'body.0'"):
             stepwell.to_adder(Functional(nn.Conv2d(8, 8, 1)))
 
     class Unordered(Own):
@@ -230,7 +279,7 @@ def test_other_networks_without_an_adder_form():
             return self.fc(self.norm(y if y.sum() > 0 else -y).mean((2, 3)))
 
     assert [*adder_layers(stepwell.to_adder(Hidden(nn.Conv2d(8, 8, 1))))] == ["body.0"]
-    with pytest.raises(ValueError, match="body.0.1, a ReLU, stands behind the convolution 'body.0.0'"):
+    with pytest.raises(ValueError, match="body.0.1, a ReLU, takes the outputs of .* 'body.0.0'"):
         stepwell.to_adder(Hidden(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.BatchNorm2d(8))))
     with pytest.raises(ValueError, match="no norm follows the convolution 'body.0'"):
         stepwell.to_adder(Hidden(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), norm=False))
@@ -240,7 +289,7 @@ def test_other_networks_without_an_adder_form():
             x = nn.functional.max_pool2d(self.body(self.first(x)), 2)
             return self.fc(self.norm(torch.relu(x)).mean((2, 3)))
 
-    with pytest.raises(ValueError, match="a call of relu stands behind the convolution 'body.0'"):
+    with pytest.raises(ValueError, match="a call of relu takes the outputs of .* 'body.0'"):
         stepwell.to_adder(Pooled(nn.Conv2d(8, 8, 1)))
 
     class Scaled(nn.Conv2d):

@@ -1,6 +1,7 @@
 """Turn the convolutions of a network into adder layers."""
 
-from collections.abc import Callable, Collection, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -32,12 +33,14 @@ def to_adder(
 ) -> nn.Module:
     """Replace the convolutions of `module` by adder layers with fresh filters, in place.
 
-    The first convolution and the last layer stay, as in AdderNet: to replace them costs accuracy. The
-    norms behind adder layers begin at one, also where the network had them begin at zero.
+    The first convolution and the last layer stay, as in AdderNet: to replace them costs accuracy. First
+    and last are meant in the order in which the network runs them, or, if torch.fx cannot follow its
+    code, defines them; a network of several outputs may have several last layers. The norms behind
+    adder layers begin at one, also where the network had them begin at zero.
 
     Args:
         keep: names of further convolutions that stay, such as those of groups.
-        everywhere: replace the first convolution, too (and the last layer if it is one).
+        everywhere: replace the first convolution, too (and a last layer if it is one).
         normed_logits: normalise the logits over the batch, in place of the classifier's bias.
         gradient: as for `adder_conv2d`.
 
@@ -45,56 +48,74 @@ def to_adder(
         `module` itself; nest it with `stepwell.nest`.
 
     Raises:
-        ValueError: there is no convolution to convert; one has groups, dilation or a padding that adder
-            layers do not have, or is of a class derived from nn.Conv2d; its outputs meet another layer,
-            a sum or the end of the network before a norm; the network is nested already, or decides by
-            example; `keep` names no convolution; no such gradient. The module is unchanged.
+        ValueError: `module` is none; there is no convolution to convert; one has groups, dilation,
+            hooks or a padding that adder layers do not have, or is of a class derived from nn.Conv2d;
+            its outputs meet another layer, a sum or the end of the network before a norm; the network
+            is nested already, or decides by example; `keep` names no convolution; no such gradient. The
+            module is unchanged.
     """
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"to_adder takes an nn.Module, not {module!r:.60}")
     if isinstance(module, NestedNet):
         raise ValueError(
             "this network is nested already: build it with adder=True, or convert its module before "
             "stepwell.nest"
         )
     check_choice("gradient", gradient, Gradient)
-    if isinstance(keep, str):
-        raise ValueError(f"keep is a list of names: [{keep!r}], not {keep!r}")
+    if isinstance(keep, str) or not isinstance(keep, Collection):
+        raise ValueError(f"keep is a list of names, such as ['conv1'], not {keep!r:.60}")
     for name, part in deciding_parts(module):
         raise ValueError(
             f"{name} is a {type(part).__name__}: networks with such parts have no adder form"
         )
-    layers = {n: m for n, m in module.named_modules() if not m._modules}
-    names = [n for n, m in layers.items() if isinstance(m, nn.Conv2d | nn.Linear)]
-    convolutions = [n for n in names if isinstance(layers[n], nn.Conv2d)]
+    layers = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    convolutions = [n for n, m in layers.items() if isinstance(m, nn.Conv2d)]
     if unknown := [n for n in keep if n not in convolutions]:
         raise ValueError(f"keep {unknown[0]!r}: no convolution has this name")
-    fixed = set(keep) if everywhere else {*keep, *convolutions[:1], *names[-1:]}
+    graph = _graph(module)
+    first, last = _ends(graph, layers)
+    fixed = set(keep) if everywhere else {*keep, first, *last}
     chosen = [n for n in convolutions if n not in fixed]
     if not chosen:
         raise ValueError(
             f"{type(module).__name__} has no convolution to convert: first and last layer stay as they "
             "are, and adder layers replace nn.Conv2d alone"
         )
-    behind = _norms_behind(module, chosen)
-    made = {}
-    for name in sorted(chosen, key=lambda n: n == convolutions[0]):  # the others' filters stay the same
+    behind, made, refused = {}, {}, {}
+    for name in sorted(chosen, key=lambda n: n == first):  # the others' filters stay the same
         conv = layers[name]
         assert isinstance(conv, nn.Conv2d)
         try:
             made[name] = AdderConv2d(conv, gradient=gradient)
         except ValueError as error:
-            raise NoAdderFormError(
-                f"{name}: {error}", f"keep it as it is with keep=[{name!r}]"
-            ) from None
+            refused[name] = f"{name}: {error}"
+            continue
+        try:
+            behind[name] = _norms_behind(name, graph, module)
+        except ValueError as error:
+            refused[name] = str(error)
+    if refused:
+        raise _no_adder_form(refused)
     replace_layers(module, {layers[name]: layer for name, layer in made.items()})
     for name, layer in made.items():
         layer.train(module.training)
         for norm in behind[name]:
             if isinstance(weight := norm.weight, nn.Parameter):
                 nn.init.ones_(weight)
-    last = layers[names[-1]]
-    if normed_logits and isinstance(last, nn.Linear):
-        module.set_submodule(names[-1], NormedLinear(last).train(module.training))
+    heads = {layers[name] for name in last} if normed_logits else set[nn.Module]()
+    normed = {head: NormedLinear(head) for head in heads if isinstance(head, nn.Linear)}
+    replace_layers(module, {head: other.train(module.training) for head, other in normed.items()})
     return module
+
+
+def _no_adder_form(refused: Mapping[str, str]) -> NoAdderFormError:
+    """One error for all convolutions that have no adder form, by name."""
+    reason, names = next(iter(refused.values())), [*refused]
+    if len(names) == 1:
+        return NoAdderFormError(reason, f"keep this convolution with keep={names}")
+    return NoAdderFormError(
+        reason, f"it is one of {len(names)} such convolutions; keep them with keep={names}"
+    )
 
 
 class _Tracer(fx.Tracer):
@@ -104,21 +125,35 @@ class _Tracer(fx.Tracer):
         return is_norm(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _norms_behind(module: nn.Module, names: Collection[str]) -> dict[str, list[nn.Module]]:
-    """The norms that take the outputs of each convolution; ValueError where an output meets none.
+def _graph(module: nn.Module) -> list[fx.Node]:
+    """What the network's own code does, in order; empty if torch.fx cannot follow it."""
+    try:
+        return [*_Tracer().trace(module).nodes]
+    except Exception:  # whatever the network's own code raises when it meets a proxy
+        return []
+
+
+def _ends(graph: Sequence[fx.Node], layers: Mapping[str, nn.Module]) -> tuple[str, list[str]]:
+    """The first convolution, and the layers behind which no other comes, by name; "" without any."""
+    calls = [node for node in graph if node.op == "call_module" and node.target in layers]
+    order = [str(node.target) for node in calls] or [*layers]
+    first = next((name for name in order if isinstance(layers[name], nn.Conv2d)), "")
+    inner = {node for call in calls for node in call.all_input_nodes}
+    ahead = [*inner]
+    while ahead:
+        ahead += (new := {*ahead.pop().all_input_nodes} - inner)
+        inner |= new
+    return first, [str(c.target) for c in calls if c not in inner] if calls else order[-1:]
+
+
+def _norms_behind(name: str, graph: Sequence[fx.Node], module: nn.Module) -> list[nn.Module]:
+    """The norms that take the outputs of a convolution; ValueError where an output meets none.
 
     They are found where the network's own code passes the outputs on. If torch.fx cannot follow that
     code, the next norm by name counts.
     """
-    try:
-        nodes = [*_Tracer().trace(module).nodes]
-    except Exception:  # whatever the network's own code raises when it meets a proxy
-        nodes = []
-    calls = {n: [node for node in nodes if (node.op, node.target) == ("call_module", n)] for n in names}
-    return {
-        name: _norms_in_graph(name, uses, module) if uses else [_norm_by_name(name, module)]
-        for name, uses in calls.items()
-    }
+    calls = [node for node in graph if (node.op, node.target) == ("call_module", name)]
+    return _norms_in_graph(name, calls, module) if calls else [_norm_by_name(name, module)]
 
 
 def _norms_in_graph(name: str, calls: Sequence[fx.Node], module: nn.Module) -> list[nn.Module]:
@@ -173,18 +208,17 @@ def _norm_by_name(name: str, module: nn.Module) -> nn.Module:
     raise _without_norm(name)
 
 
-def _without_norm(name: str) -> NoAdderFormError:
-    return NoAdderFormError(
-        f"no norm follows the convolution {name!r}: its outputs would be large and negative, so "
-        "without a BatchNorm behind it the network cannot train", f"keep it with keep=[{name!r}]",
-    )  # fmt: skip
+def _without_norm(name: str) -> ValueError:
+    return ValueError(
+        f"no norm follows the convolution {name!r}, and without a BatchNorm behind it the network "
+        "could not train, because the outputs of adder layers are large and negative"
+    )
 
 
-def _between(noun: str, name: str) -> NoAdderFormError:
-    return NoAdderFormError(
-        f"{noun} stands behind the convolution {name!r}, before a norm, and would lose all outputs of "
-        "an adder layer, which are negative",
-        f"put it behind the norm, or keep the convolution with keep=[{name!r}]",
+def _between(noun: str, name: str) -> ValueError:
+    return ValueError(
+        f"{noun} takes the outputs of the convolution {name!r} before any norm, and would lose those "
+        "of an adder layer, which are all negative"
     )
 
 
@@ -208,7 +242,8 @@ def _loses_negatives(call: Callable[[torch.Tensor], object]) -> bool:
         return False
     values = torch.arange(-200.0, -100.0, device="cpu")  # many: a dropout may lose some
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers that expect maps
             outputs = call(values)
     except Exception:  # a function of several values of the graph
         return False

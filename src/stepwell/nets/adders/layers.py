@@ -5,11 +5,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.functional import linear
 
 from stepwell.ops.adder import Gradient, adder_conv2d
 from stepwell.ops.adder.reference import by_taps
+
+# torch.fx traces no further: the operator checks its tensors, which a trace does not have
+fx.wrap("adder_conv2d")
 
 
 class AdderConv2d(nn.Module):
@@ -23,14 +26,16 @@ class AdderConv2d(nn.Module):
         gradient: as for `adder_conv2d`.
 
     Raises:
-        ValueError: groups, dilation, or a padding that adder layers do not have; `conv` is of a class
-            derived from nn.Conv2d.
+        ValueError: groups, dilation, hooks, or a padding that adder layers do not have; `conv` is of a
+            class derived from nn.Conv2d.
     """
 
     def __init__(self, conv: nn.Conv2d, *, gradient: Gradient = "clipped") -> None:
         super().__init__()
         if type(conv) is not nn.Conv2d:
             raise ValueError(f"a {type(conv).__name__} is no plain nn.Conv2d, so it has no adder layer")
+        if conv._forward_hooks or conv._forward_pre_hooks:
+            raise ValueError("a convolution with hooks, such as pruning's, would lose them")
         if conv.groups != 1:
             raise ValueError(f"a convolution of {conv.groups} groups has no adder layer")
         if conv.dilation != (1, 1):
