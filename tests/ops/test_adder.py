@@ -172,6 +172,20 @@ def test_nan_of_a_filter_reaches_the_pixels_that_it_meets_alone(kernel, monkeypa
     assert x.grad[0, :2].isfinite().all()
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+def test_an_infinite_filter_and_pixel_make_nan_where_they_meet_alone(kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr(operator, "library", lambda: None)
+    x, weight = torch.randn(1, 3, 5, 5), torch.randn(4, 3, 1, 3)
+    x[0, 1, 2, 0] = weight[1, 1, 0, 2] = float("inf")  # which meets no first column
+    y = adder_conv2d(x.requires_grad_(), weight)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    exact, _ = naive_gradients(grad, x.detach(), weight, (1, 1), (0, 0), "clipped")
+    assert exact.isfinite().all()
+    assert_close(x.grad, exact, rtol=1e-5, atol=1e-5)
+
+
 class Two(nn.Module):
     def __init__(self):
         super().__init__()
@@ -369,10 +383,27 @@ def test_a_compiler_that_writes_no_library_leaves_torch_and_nothing_behind(home,
     assert not [*home.iterdir()]
 
 
+def test_a_slow_compiler_and_an_empty_name_of_one(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", " ")
+    assert compiled.library().adder_lanes() == 16
+    compiled.library.cache_clear()
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 9\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("CC", str(slow))
+    monkeypatch.setattr(compiled, "compiler_version", lambda: "slow")
+    monkeypatch.setattr(compiled, "COMPILE_TIMEOUT", 0.1)
+    with pytest.warns(UserWarning, match="slow takes longer than 0.1 s"):
+        assert compiled.library() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert compiled.cache_folder() == Path.home() / ".cache" / "stepwell" / "kernels"
+
+
 @pytest.mark.parametrize(
     ("compiler", "message"),
     [
         ("false", "false fails: it says nothing"),
+        ("'/no such/compiler' -O1", "/no such/compiler"),
         ("no-such-compiler", "no-such-compiler: .*No such file"),
     ],
 )
@@ -386,8 +417,12 @@ def test_a_compiler_that_fails_leaves_torch_and_one_note(home, monkeypatch, comp
         assert_close(adder_conv2d(x, weight), naive(x, weight, (1, 1), (0, 0)))
 
 
-def test_a_read_only_home_compiles_for_this_process_alone(home, monkeypatch):
-    home.parent.write_text("a file where the folder would be")
+@pytest.mark.parametrize("long", [True, False])
+def test_a_read_only_home_compiles_for_this_process_alone(home, monkeypatch, long):
+    if long:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home / ("a" * 300)))
+    else:
+        home.parent.write_text("a file where the folder would be")
     with pytest.warns(UserWarning, match="is not kept .* set XDG_CACHE_HOME"):
         assert compiled.library().adder_lanes() == 16
 

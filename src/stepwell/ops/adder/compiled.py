@@ -1,11 +1,13 @@
 """C compiled at first use, and kept in the user's cache folder under a hash of all it depends on."""
 
+import atexit
 import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -78,9 +80,9 @@ def _open(file: Path) -> ctypes.CDLL:
 
 
 def cache_folder() -> Path:
-    """The folder of compiled kernels."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "stepwell" / "kernels"
+    """The folder of compiled kernels; as XDG's rules ask, a relative XDG_CACHE_HOME does not count."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "stepwell" / "kernels"
 
 
 def _file(extra_flags: Sequence[str]) -> Path:
@@ -94,7 +96,7 @@ def _file(extra_flags: Sequence[str]) -> Path:
     key, version = hash_of(made_from), compiler_version()
     any_compiler, key = key, f"{key}-{hash_of(version)}"
     folder = cache_folder()
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False, too, for a name that the system cannot have
         for file in sorted(folder.glob(f"adder-{key if version else any_compiler}-*.so")):
             if file.is_file() and file.name == _name(file.name.rpartition("-")[0], file.read_bytes()):
                 return file
@@ -140,7 +142,9 @@ def _name(stem: str, binary: bytes) -> str:
 @functools.cache
 def _own_folder() -> "tempfile.TemporaryDirectory[str]":
     """A folder of this process, removed at its end."""
-    return tempfile.TemporaryDirectory(prefix="stepwell-")
+    folder = tempfile.TemporaryDirectory(prefix="stepwell-")
+    atexit.register(folder.cleanup)
+    return folder
 
 
 def compile_source(extra_flags: Sequence[str] = ()) -> bytes:
@@ -156,7 +160,9 @@ def compile_source(extra_flags: Sequence[str] = ()) -> bytes:
                 command, capture_output=True, text=True, errors="replace", timeout=COMPILE_TIMEOUT,
                 check=False,
             )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except subprocess.TimeoutExpired as error:
+            raise CompileError(f"{compiler} takes longer than {COMPILE_TIMEOUT} s") from error
+        except OSError as error:
             raise CompileError(f"{compiler}: {error}") from error
         if done.returncode or not out.is_file():
             said = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
@@ -168,12 +174,16 @@ def compile_source(extra_flags: Sequence[str] = ()) -> bytes:
 def compiler_command() -> str:
     """The C compiler: of CC, else the first of the usual ones; empty without any."""
     usual = filter(shutil.which, ("cc", "gcc", "clang"))
-    return os.environ.get("CC") or next(usual, "")
+    return os.environ.get("CC", "").strip() or next(usual, "")
 
 
 def _words(compiler: str) -> list[str]:
     """A command with its flags; a path may hold blanks."""
-    return [compiler] if shutil.which(compiler) else compiler.split()
+    if shutil.which(compiler):
+        return [compiler]
+    with contextlib.suppress(ValueError):  # a quote that does not end
+        return shlex.split(compiler)
+    return compiler.split()
 
 
 def compiler_version() -> str:

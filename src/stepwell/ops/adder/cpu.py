@@ -86,7 +86,7 @@ class Kernels:
         gradient: Gradient,
     ) -> Maps:  # fmt: skip
         """Gradient of the input, in float32, with channels last; "clipped" or "sign"."""
-        if weight.isnan().any():  # whose product with the zeros around `grad` would not be zero
+        if not weight.isfinite().all():  # a product with the zeros around `grad` could be NaN
             return input_gradient(grad, x, weight, stride, padding, gradient)
         lanes = self.library.adder_lanes()
         # (filters, height, width, channels) -> vectors of channels, (height, width, filters, lanes)
