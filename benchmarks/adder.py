@@ -39,7 +39,9 @@ def measure() -> dict[str, Any]:
     compiled.compile_source()
     record: dict[str, Any] = {"compile_seconds": time.perf_counter() - start}
     record["load"] = os.getloadavg()[0]  # processes that wanted a processor in the last minute
-    record["threads"] = {str(n): _kernels(n) for n in dict.fromkeys((1, torch.get_num_threads()))}
+    record["threads"] = {
+        str(threads): _kernels(threads) for threads in dict.fromkeys((1, torch.get_num_threads()))
+    }
     record["memory"] = _memory()
     record["step"] = _steps()
     record["onnx"] = _graphs()
@@ -54,8 +56,8 @@ def _maps(images: int = IMAGES) -> Tensor:
 def official(x: Tensor, weight: Tensor) -> Tensor:
     """AdderNet's forward: the difference of each filter and each patch in memory."""
     patches = unfold(x, weight.shape[2:], padding=1).permute(1, 0, 2).flatten(1)  # (K, all positions)
-    found = -(weight.flatten(1).unsqueeze(2) - patches.unsqueeze(0)).abs().sum(1)
-    return found.view(len(weight), len(x), *x.shape[2:]).transpose(0, 1)
+    sums = -(weight.flatten(1).unsqueeze(2) - patches.unsqueeze(0)).abs().sum(1)
+    return sums.view(len(weight), len(x), *x.shape[2:]).transpose(0, 1)
 
 
 def official_backward(grad: Tensor, x: Tensor, weight: Tensor) -> None:
@@ -99,7 +101,7 @@ def _kernels(threads: int) -> dict[str, Any]:
     ]  # fmt: skip
     work = IMAGES * CHANNELS * CHANNELS * 9 * PIXELS * PIXELS / 1e9
     return {
-        "pairs_per_ns": {name: work / min(own) for name, own in times.items()},
+        "pairs_per_ns": {name: work / min(seconds) for name, seconds in times.items()},
         **{f"{a}/{b}": ratio(times, a, b) for a, b in pairs if {a, b} <= times.keys()},
     }
 
@@ -109,13 +111,13 @@ def _int8_convolution(x: Tensor, weight: Tensor, threads: int) -> Callable[[], o
     from onnx import TensorProto, helper, numpy_helper
 
     constants = {"step": 0.02, "large": 2.0}
-    values = [helper.make_tensor(n, TensorProto.FLOAT, [], [v]) for n, v in constants.items()]
+    values = [helper.make_tensor(name, TensorProto.FLOAT, [], [v]) for name, v in constants.items()]
     values.append(helper.make_tensor("zero", TensorProto.UINT8, [], [128]))
     values.append(helper.make_tensor("none", TensorProto.INT8, [], [0]))
     values.append(numpy_helper.from_array((weight.int() - 128).to(torch.int8).numpy(), "filters"))
     inputs = ["x", "step", "zero", "filters", "step", "none", "large", "zero"]
     node = helper.make_node("QLinearConv", inputs, ["y"], pads=[1, 1, 1, 1])
-    ends = [helper.make_tensor_value_info(n, TensorProto.UINT8, [*x.shape]) for n in ("x", "y")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, [*x.shape]) for name in ("x", "y")]
     graph = helper.make_graph([node], "convolution", ends[:1], ends[1:], values)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     options = onnxruntime.SessionOptions()
@@ -171,19 +173,19 @@ def _graphs() -> dict[str, Any]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         graph = onnxruntime.InferenceSession(str(file), options)
-    (name,) = (given.name for given in graph.get_inputs())
-    own = net.subnet(net.full).to(memory_format=torch.channels_last)
-    found = {}
+    (name,) = (entry.name for entry in graph.get_inputs())
+    subnet = net.subnet(net.full).to(memory_format=torch.channels_last)
+    ratios = {}
     for count in (1, 8):
         images = x[:count]
         calls = {
             "onnxruntime": partial(graph.run, None, {name: images.numpy()}),
-            "net": partial(_answer, own, images.to(memory_format=torch.channels_last)),
+            "net": partial(_answer, subnet, images.to(memory_format=torch.channels_last)),
         }
         with on_threads(1):
             times = side_by_side(calls, rounds=ROUNDS, clock=time.process_time)
-        found[f"onnxruntime/net, {count} at a time"] = ratio(times, "onnxruntime", "net")
-    return found
+        ratios[f"onnxruntime/net, {count} at a time"] = ratio(times, "onnxruntime", "net")
+    return ratios
 
 
 @torch.inference_mode()

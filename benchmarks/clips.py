@@ -24,12 +24,12 @@ def clip(parts: Parts, number: int, rng: np.random.Generator) -> list[Image.Imag
     ink, colour = parts.ink(number, SHOWN, rng)
     count = int(rng.integers(2, 5))
     begin = int(rng.integers(0, FRAMES - count + 1))
-    at, step = rng.integers(0, SIDE - SHOWN + 1, 2), rng.integers(-3, 4, 2)
+    start, step = rng.integers(0, SIDE - SHOWN + 1, 2), rng.integers(-3, 4, 2)
     frames = []
     for i in range(FRAMES):
         pixels = piece[:, i : i + SIDE].copy()
         if begin <= i < begin + count:
-            top, left = (at + (i - begin) * step).clip(0, SIDE - SHOWN).tolist()
+            top, left = (start + (i - begin) * step).clip(0, SIDE - SHOWN).tolist()
             paste(pixels, ink, colour, top, left)
         frames.append(as_image(pixels))
     return frames

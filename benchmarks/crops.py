@@ -26,34 +26,34 @@ def main() -> None:
     parser.add_argument("coco", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--per-class", type=int, required=True, help="the first N of each class")
-    given = parser.parse_args()
-    named = [given.coco / f"{name}.json" for name in ("train", "val", "test")]
+    arguments = parser.parse_args()
+    named = [arguments.coco / f"{name}.json" for name in ("train", "val", "test")]
     files = [file for file in named if file.exists()]
     if len(files) < 2:
-        parser.error(f"{given.coco} has no two of train.json, val.json and test.json")
-    *rest, test = files
-    for part, sources in (("train", rest), ("test", [test])):
+        parser.error(f"{arguments.coco} has no two of train.json, val.json and test.json")
+    *others, test = files
+    for part, sources in (("train", others), ("test", [test])):
         count: Counter[str] = Counter()
         for source in sources:
-            cut(source, given.out / part, count, given.per_class)
+            cut(source, arguments.out / part, count, arguments.per_class)
         print(part, dict(count))
 
 
-def cut(source: Path, out: Path, count: Counter[str], most: int) -> None:
-    """Cut one file's boxes, until each class has `most`; `count` goes on."""
+def cut(source: Path, out: Path, count: Counter[str], limit: int) -> None:
+    """Cut one file's boxes, until each class has `limit`; `count` goes on."""
     document = json.loads(source.read_text())
     names = {c["id"]: c["name"] for c in document["categories"]}
     files = {i["id"]: i["file_name"] for i in document["images"]}
     for box in document["annotations"]:
         name = names[box["category_id"]]
         left, top, width, height = box["bbox"]
-        if min(width, height) < LEAST or count[name] == most:
+        if min(width, height) < LEAST or count[name] == limit:
             continue
         image = opened(source.parent / "images" / files[box["image_id"]])
         side = min(round(AROUND * max(width, height)), *image.size)
         x, y = (
-            min(max(round(start + length / 2 - side / 2), 0), whole - side)
-            for start, length, whole in zip((left, top), (width, height), image.size, strict=True)
+            min(max(round(start + length / 2 - side / 2), 0), extent - side)
+            for start, length, extent in zip((left, top), (width, height), image.size, strict=True)
         )
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)

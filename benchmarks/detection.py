@@ -105,18 +105,18 @@ def fusion() -> dict[str, Any]:
     covers = torch.ones(2, images, CLASSES, dtype=torch.bool)
     rows = [
         [
-            [(getattr(own[i], name) / by).tolist() for own in teachers]
-            for name, by in (("boxes", 100), ("scores", 1), ("labels", 1))
+            [(getattr(boxes[i], name) / scale).tolist() for boxes in teachers]
+            for name, scale in (("boxes", 100), ("scores", 1), ("labels", 1))
         ]
         for i in range(images)
     ]
 
     def theirs() -> list[Any]:
-        return [weighted_boxes_fusion(*one, iou_thr=0.55) for one in rows]
+        return [weighted_boxes_fusion(*row, iou_thr=0.55) for row in rows]
 
-    for own, (boxes, scores, _) in zip(fuse(teachers, covers), theirs(), strict=True):
-        assert own.total == len(boxes)
-        assert np.allclose(own.scores, scores, atol=1e-4)
+    for fused, (boxes, scores, _) in zip(fuse(teachers, covers), theirs(), strict=True):
+        assert fused.total == len(boxes)
+        assert np.allclose(fused.scores, scores, atol=1e-4)
     calls: dict[str, Callable[[], object]] = {"ours": lambda: fuse(teachers, covers), "theirs": theirs}
     times = side_by_side(calls, rounds=min(3, ROUNDS), clock=time.process_time)
     return {f"fusion/{images} images, times as fast": ratio(times, "theirs", "ours")}
@@ -139,9 +139,9 @@ def evaluation() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     images = min(EVALUATED, IMAGES)
     true = [_boxes(rng) for _ in range(images)]
-    truth, found = [], []
-    for id, own in enumerate(true, 1):
-        rows = zip(own.boxes.tolist(), own.labels.tolist(), own.scores.tolist(), strict=True)
+    truth, predictions = [], []
+    for id, boxes in enumerate(true, 1):
+        rows = zip(boxes.boxes.tolist(), boxes.labels.tolist(), boxes.scores.tolist(), strict=True)
         for (x1, y1, x2, y2), label, score in [*rows][:24]:
             box = {"image_id": id, "category_id": label + 1}
             area = (x2 - x1) * (y2 - y1)
@@ -150,7 +150,7 @@ def evaluation() -> dict[str, Any]:
                 "iscrowd": 0,
             })  # fmt: skip
             moved = rng.normal(0, 1, 2)
-            found.append(
+            predictions.append(
                 {**box, "bbox": [x1 + moved[0], y1 + moved[1], x2 - x1, y2 - y1], "score": score}
             )
     content: Mapping[str, Any] = {
@@ -164,19 +164,19 @@ def evaluation() -> dict[str, Any]:
             coco = COCO()
             coco.dataset = {"info": {}, **content}
             coco.createIndex()
-            measured = COCOeval(coco, coco.loadRes([dict(row) for row in found]), "bbox")
+            measured = COCOeval(coco, coco.loadRes([dict(row) for row in predictions]), "bbox")
             measured.evaluate()
             measured.accumulate()
             measured.summarize()
         return float(measured.stats[0])
 
     def ours() -> float:
-        return average_precision(content, found)["ap"]
+        return average_precision(content, predictions)["ap"]
 
     assert abs(ours() - theirs()) < 1e-12
     calls = {"ours": ours, "theirs": theirs}
     times = side_by_side(calls, rounds=min(3, ROUNDS), clock=time.process_time)
-    name = f"evaluation/{images} images, {len(found)} boxes, times as fast"
+    name = f"evaluation/{images} images, {len(predictions)} boxes, times as fast"
     return {name: ratio(times, "theirs", "ours")}
 
 
@@ -213,15 +213,15 @@ def steps(images: BoxSet) -> dict[str, Any]:
     for objective in objectives.values():
         objective.progress = 1.0
     plain = build_detector(NAME, 10)
-    whole = plain.head
-    own = type(whole).__new__(type(whole))
-    own.__dict__.update(whole.__dict__)
-    own._modules = dict(whole._modules) | {"backbone": Backbone(plain), "transform": Ready()}
+    head = plain.head
+    reference = type(head).__new__(type(head))
+    reference.__dict__.update(head.__dict__)
+    reference._modules = dict(head._modules) | {"backbone": Backbone(plain), "transform": Ready()}
     targets = [{"boxes": boxes.boxes, "labels": boxes.labels} for boxes in batch.truth]
 
     def theirs() -> None:
         plain.zero_grad()
-        torch.stack([*own(batch.images, targets).values()]).sum().backward()
+        torch.stack([*reference(batch.images, targets).values()]).sum().backward()
 
     def step(name: str) -> Callable[[], None]:
         objective = objectives[name]

@@ -80,7 +80,7 @@ def skipping(size: int, batch: int) -> dict[str, Any]:
     table = measure_break_even(net, size, seconds=SECONDS)
     gates = [Forced(block.gate) for block in blocks]
     of_gates = sum(count_macs(gate, x[:1]) for gate in gates) / count_macs(dense, x[:1])
-    found = {}
+    ratios = {}
     for adaptive in (False, True):
         use_break_even(net.module, table if adaptive else {})
         for block, gate in zip(blocks, gates, strict=True):
@@ -91,10 +91,10 @@ def skipping(size: int, batch: int) -> dict[str, Any]:
             runs = {"gated": partial(blocks, x), "dense": partial(dense, x)}
             clock = ratio(side_by_side(runs, rounds=ROUNDS), "gated", "dense")
             name = f"open {share:.2f}" + ", dense above the break-even" * adaptive
-            found[name] = {"over dense": clock, "by MACs": share + of_gates}
+            ratios[name] = {"over dense": clock, "by MACs": share + of_gates}
     values = [share for name, _ in gated_blocks(net.module) if "layer1" in name
               for size_, share in table[name].items() if int(size_) == 64]  # fmt: skip
-    return {"shares": found, "break-even": sorted(values)}
+    return {"shares": ratios, "break-even": sorted(values)}
 
 
 def exits(size: int, batch: int) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def cascades(
     Args:
         options: of `side_by_side`.
     """
-    found = {}
+    ratios = {}
     for share in leaving:
         *shallow, _ = net.depths
         cascade = Cascade(net, dict.fromkeys(shallow, 0.0), criterion=First(share))
@@ -124,8 +124,8 @@ def cascades(
         runs = {"cascade": partial(cascade, x), "full": partial(net, x)}
         clock = ratio(side_by_side(runs, rounds=rounds, **options), "cascade", "full")
         by_macs = float(costs[answered].mean()) / full
-        found[f"leaving {share}"] = {"over full": clock, "by MACs": by_macs}
-    return found
+        ratios[f"leaving {share}"] = {"over full": clock, "by MACs": by_macs}
+    return ratios
 
 
 class Planned(nn.Module):
@@ -155,10 +155,10 @@ def widths(size: int, batch: int, gate_at: GateAt = "stem") -> dict[str, Any]:
     net.chooser.gate = planned
     plans = {f"full {share:.2f}, else 0.25": (share, 0, 0, 1 - share) for share in SHARES}
     plans["a quarter each"] = (0.25, 0.25, 0.25, 0.25)
-    found = {}
+    ratios = {}
     for adaptive in (False, True):
         net.times = (
-            {name: {int(n): ms for n, ms in row.items()} for name, row in table.items()}
+            {name: {int(images): ms for images, ms in row.items()} for name, row in table.items()}
             if adaptive
             else {}
         )
@@ -170,8 +170,8 @@ def widths(size: int, batch: int, gate_at: GateAt = "stem") -> dict[str, Any]:
             runs = {"chosen": partial(net, x), "full": partial(plain, x)}
             clock = ratio(side_by_side(runs, rounds=ROUNDS), "chosen", "full")
             by_macs = float(macs[planned.who].mean())
-            found[name + ", joined" * adaptive] = {"over full": clock, "by MACs": by_macs}
-    return {"shares": found}
+            ratios[name + ", joined" * adaptive] = {"over full": clock, "by MACs": by_macs}
+    return {"shares": ratios}
 
 
 def widths_by_doubt(size: int, batch: int) -> dict[str, Any]:
@@ -250,11 +250,11 @@ def kernels(size: int, batch: int) -> dict[str, Any]:
 @torch.inference_mode()
 def measure_mixtures() -> dict[str, Any]:
     """Ratios of times of experts and mixed kernels."""
-    found = {
+    ratios = {
         f"experts, {tokens} tokens an expert, top {k} of 4": experts(tokens, k)
         for k in (1, 2) for tokens in (4, 64, 256)
     }  # fmt: skip
-    return found | {
+    return ratios | {
         f"kernels, {size} pixels, batch {batch}": kernels(size, batch)
         for size in (16, 32) for batch in (32, 1)
     }  # fmt: skip
@@ -275,8 +275,8 @@ def measure() -> dict[str, Any]:
     """Ratios of times at batch 64 and batch 1 on one thread, and at batch 64 on more."""
     torch.manual_seed(0)
     with on_threads(1):
-        found = measure_all((IMAGES, 1))
+        ratios = measure_all((IMAGES, 1))
     for count in MORE_THREADS:
         with on_threads(count):
-            found[f"{count} threads"] = measure_all((IMAGES,))
-    return found
+            ratios[f"{count} threads"] = measure_all((IMAGES,))
+    return ratios

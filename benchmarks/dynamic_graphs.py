@@ -34,11 +34,11 @@ LEAVING, OPENED = (0.0, 0.3, 0.5), (0.0, 0.5, 1.0)
 @torch.no_grad()
 def open_for(block: Gated, net: NestedNet, images: Images, share: float) -> None:
     """Set the bias of a gate so that it opens for a share of these images."""
-    seen: list[Tensor] = []
-    hook = block.gate.register_forward_hook(lambda module, x, scores: seen.append(scores))
+    outputs: list[Tensor] = []
+    hook = block.gate.register_forward_hook(lambda module, x, scores: outputs.append(scores))
     net(images)
     hook.remove()
-    margins = (seen[0][:, 1] - seen[0][:, 0]).sort().values
+    margins = (outputs[0][:, 1] - outputs[0][:, 0]).sort().values
     shut = round((1 - share) * len(margins))
     ends = torch.cat([margins[:1] - 1, margins, margins[-1:] + 1])
     scores = block.gate.get_submodule("scores")
@@ -50,67 +50,67 @@ def leaving_for(net: NestedNet, images: Images, share: float) -> Cascade:
     """A cascade in which a share of the images that come to an exit leave there."""
     with torch.no_grad():
         logits = net.logits_by_depth(images)
-    left, thresholds = torch.ones(len(images), dtype=torch.bool), {}
+    remaining, thresholds = torch.ones(len(images), dtype=torch.bool), {}
     for depth in [*net.depths][:-1]:
         sure = logits[depth].softmax(1).amax(1)
-        ranked = sure[left].sort(descending=True).values
+        ranked = sure[remaining].sort(descending=True).values
         count = round(share * len(ranked))
         thresholds[depth] = float(ranked[count - 1]) - 1e-6 if count else 1.0
-        left &= ~(sure >= thresholds[depth])
+        remaining &= ~(sure >= thresholds[depth])
     return Cascade(net, thresholds)
 
 
 def timed(graph: Path, plain: Path, images: Images) -> dict[str, Any]:
     """The ratio of the times of two graphs, in a batch and one image at a time."""
     sessions = {"graph": open_onnx(graph), "plain": open_onnx(plain)}
-    found = {}
+    ratios = {}
     for batch in (len(images), 1):
         feed = {"images": images[:batch].numpy()}
         runs = {name: partial(session.run, None, feed) for name, session in sessions.items()}
         times = side_by_side(runs, rounds=ROUNDS, clock=time.process_time)
-        found[f"batch {batch}"] = ratio(times, "graph", "plain")
-    return found
+        ratios[f"batch {batch}"] = ratio(times, "graph", "plain")
+    return ratios
 
 
 def skipping(size: int, images: Images, folder: Path) -> dict[str, Any]:
     """ResNet-20 of 64 channels throughout with gates, over the same network without."""
     net, plain = gated_and_plain()
-    for each in (net, plain):
-        each.mark("trained")
-        each.card = Card(tuple("abcdefghij"), size)
+    for network in (net, plain):
+        network.mark("trained")
+        network.card = Card(tuple("abcdefghij"), size)
     export_onnx(plain, "20", folder / "plain.onnx", images[:2])
-    found = {}
+    ratios = {}
     for share in OPENED:
         for _, block in gated_blocks(net.module):
             open_for(block, net, images, share)
         export_onnx(net, "20", folder / "gated.onnx", images[:2])
-        found[f"open {share}"] = timed(folder / "gated.onnx", folder / "plain.onnx", images)
-    return found
+        ratios[f"open {share}"] = timed(folder / "gated.onnx", folder / "plain.onnx", images)
+    return ratios
 
 
 def exits(size: int, images: Images, folder: Path) -> dict[str, Any]:
     """ResNet-18 with three exits as one graph, over the network without exits."""
     net = with_exits(size)
     export_onnx(net, net.full, folder / "plain.onnx", images[:2])
-    found = {}
+    results = {}
     for share in LEAVING:
         cascade = leaving_for(net, images, share)
         export_cascade(cascade, folder / "cascade.onnx", Sample(images[:2], "noise"))
         costs = torch.tensor(cascade_macs(net, cascade.depths), dtype=torch.float64)
         by_macs = float(costs[cascade(images).depth].mean()) / cascade_macs(net, [net.full])[0]
         ratios = timed(folder / "cascade.onnx", folder / "plain.onnx", images)
-        found[f"leaving {share}"] = {"by MACs": by_macs} | ratios
-    return found
+        results[f"leaving {share}"] = {"by MACs": by_macs} | ratios
+    return results
 
 
 def measure() -> dict[str, Any]:
     """Ratios of processor time."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    found = {}
+    results = {}
     for name, size in CASES.items():
         images = torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
         with tempfile.TemporaryDirectory() as folder:
             for run in (skipping, exits):
-                found[f"{run.__name__}, {name}"] = run(size, images, Path(folder))
-    return found
+                results[f"{run.__name__}, {name}"] = run(size, images, Path(folder))
+    return results

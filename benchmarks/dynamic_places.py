@@ -73,7 +73,7 @@ def pixels(name: str, batch: int) -> dict[str, Any]:
     share = break_even_of(block, x, SECONDS)
     macs = sum(block.work) * size * size
     block.gate, of_gate = Square(block), count_macs(block.gate, x[:1]) / macs
-    found = {}
+    ratios = {}
     for adaptive in (False, True):
         block.break_even = {batch: share} if adaptive else {}
         for active in (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0):
@@ -82,8 +82,8 @@ def pixels(name: str, batch: int) -> dict[str, Any]:
             times = side_by_side(runs, rounds=ROUNDS, **CLOCK)
             work = block.share_of(block.gate(x) > 0, x)
             key = f"active {active}" + ", dense above the break-even" * adaptive
-            found[key] = {"over dense": ratio(times, "masked", "dense"), "by MACs": work + of_gate}
-    return {"shares": found, "break-even": share}
+            ratios[key] = {"over dense": ratio(times, "masked", "dense"), "by MACs": work + of_gate}
+    return {"shares": ratios, "break-even": share}
 
 
 def glances(size: int, batch: int) -> dict[str, Any]:
@@ -123,12 +123,12 @@ def sequences(width: int) -> dict[str, Any]:
     net.mark("trained")
     every, gate, macs = EveryToken(net).eval(), skip_cell(net.module).gate, sequence_macs(net)
     nn.init.zeros_(gate.weight)
-    found: dict[str, Any] = {}
+    ratios: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         ids = torch.randint(3, WORDS, (32, READ), generator=torch.Generator().manual_seed(0))
         export_onnx(net, "1", Path(name) / "1.onnx", ids)
         model = onnx.load(Path(name) / "1.onnx")
-    (bias,) = (one for one in model.graph.initializer if one.name.endswith("gate.bias"))
+    (bias,) = (weight for weight in model.graph.initializer if weight.name.endswith("gate.bias"))
     for apart in (1, 2, 4, 10):  # tokens from one update to the next
         nn.init.constant_(gate.bias, -math.log(2 * apart - 2) if apart > 1 else 99.0)
         bias.CopyFrom(onnx.numpy_helper.from_array(gate.bias.detach().numpy(), bias.name))
@@ -140,11 +140,11 @@ def sequences(width: int) -> dict[str, Any]:
                 "loop": partial(net, x, given={"draw": Draw("always")}), "layer": partial(every, x),
             }  # fmt: skip
             times = side_by_side(runs, rounds=ROUNDS, **CLOCK)
-            found[f"1 of {apart} tokens, batch {len(x)}"] = {
+            ratios[f"1 of {apart} tokens, batch {len(x)}"] = {
                 "by MACs": macs.at(-(-READ // apart)) / macs.every(READ),
                 **{f"{run} over layer": ratio(times, run, "layer") for run in [*runs][:3]},
             }
-    return found
+    return ratios
 
 
 @torch.inference_mode()
@@ -153,10 +153,10 @@ def measure() -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()  # as the command line does
-    found = {f"pixels, {name}, batch {batch}": pixels(name, batch)
-             for name in CASES for batch in (8, 1)}  # fmt: skip
-    found |= {f"glances, 96 pixels, batch {batch}": glances(96, batch) for batch in (64, 1)}
-    found |= {
+    ratios = {f"pixels, {name}, batch {batch}": pixels(name, batch)
+              for name in CASES for batch in (8, 1)}  # fmt: skip
+    ratios |= {f"glances, 96 pixels, batch {batch}": glances(96, batch) for batch in (64, 1)}
+    ratios |= {
         f"exits of an encoder, 32 tokens, batch {batch}": exits_on_texts(32, batch) for batch in (32, 1)
     }
-    return found | {f"tokens, GRU of {width}": sequences(width) for width in WIDTHS}
+    return ratios | {f"tokens, GRU of {width}": sequences(width) for width in WIDTHS}

@@ -79,22 +79,22 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100])
     parser.add_argument("--trials", nargs="+", default=["*"], help="patterns of names")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     os.environ["STEPWELL_QUIET"] = "1"
-    splits = load_images(given.data, SIZE)
+    splits = load_images(arguments.data, SIZE)
     mean, std = splits.train.statistics()
     train = Batches(
         splits.train, BATCH, mean=mean, std=std, augment=Augment(pad=2, flip=True), shuffle=True
     )
     judge = Batches(splits.test, 500, mean=mean, std=std)
-    names = [n for n in TRIALS if any(fnmatchcase(n, pattern) for pattern in given.trials)]
-    for seed in given.seeds:
-        bench = Bench(given.out, seed, train.reseeded(seed), judge)
+    names = [name for name in TRIALS if any(fnmatchcase(name, pattern) for pattern in arguments.trials)]
+    for seed in arguments.seeds:
+        bench = Bench(arguments.out, seed, train.reseeded(seed), judge)
         full = bench.full_net()
         for name in names:
             bench.nested(name, TRIALS[name], full)
         for depth in ("32", "20", "14", "8"):
-            if any(fnmatchcase(f"offline {depth}", pattern) for pattern in given.trials):
+            if any(fnmatchcase(f"offline {depth}", pattern) for pattern in arguments.trials):
                 bench.offline(depth, full)
 
 
@@ -145,8 +145,8 @@ class Bench:
         line = {"trial": name, "seed": self.seed, "seconds": round(seconds, 1)}
         with torch.no_grad():
             logits, labels = gather_logits(predict, self.judge)
-        found = Tally().add(logits, labels).measures() | tempered(logits, labels)
-        line |= {k: round(v, 4) for k, v in found.items()}
+        measures = Tally().add(logits, labels).measures() | tempered(logits, labels)
+        line |= {k: round(v, 4) for k, v in measures.items()}
         with self.record.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -159,12 +159,12 @@ class Bench:
 
 def tempered(logits: Mapping[str, torch.Tensor], labels: torch.Tensor) -> dict[str, float]:
     """By depth the temperature that fits every second image, and the NLL of the others with it."""
-    found = {}
+    measures = {}
     for depth, y in logits.items():
         temperature = best_temperature(y[::2].float(), labels[::2])
         nll = cross_entropy(y[1::2].float() / temperature, labels[1::2])
-        found |= {f"{depth}/temperature": temperature, f"{depth}/tempered_nll": nll.item()}
-    return found
+        measures |= {f"{depth}/temperature": temperature, f"{depth}/tempered_nll": nll.item()}
+    return measures
 
 
 def _alone(net: NestedNet, images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -35,9 +35,9 @@ def case(name: str, depths: list[str], classes: int, size: int) -> dict[str, Any
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         alone = save(full, folder / "full.safetensors").stat().st_size
-        ways = {d: export_delta(nested, nested.full, d, folder / d) for d in nested.subnets}
-        said = export_folder(nested, folder / "all", noise)
-        files, weights = said["files"], said["weights"]["bytes"]
+        deltas = {d: export_delta(nested, nested.full, d, folder / d) for d in nested.subnets}
+        record = export_folder(nested, folder / "all", noise)
+        files, weights = record["files"], record["weights"]["bytes"]
     graphs = {row["depth"]: row["bytes"] for row in files}
     apart = sum(len(plain_bytes(nested, depth)) for depth in nested.depths)
     return {
@@ -49,12 +49,12 @@ def case(name: str, depths: list[str], classes: int, size: int) -> dict[str, Any
         "all-depth file and graphs / full net's": (weights + sum(graphs.values())) / alone,
         "a plain file a depth / full net's": apart / alone,
         "bytes to the full net's plain file": {
-            d: {"base": way.base_bytes, "delta": way.bytes, "whole": way.whole_bytes}
-            for d, way in ways.items()
+            d: {"base": delta.base_bytes, "delta": delta.bytes, "whole": delta.whole_bytes}
+            for d, delta in deltas.items()
         },
     }
 
 
 def measure() -> dict[str, Any]:
     """Every case."""
-    return {name: case(*what) for name, what in CASES.items()} | {"goal": 1.02}
+    return {name: case(*arguments) for name, arguments in CASES.items()} | {"goal": 1.02}

@@ -66,19 +66,19 @@ def write_pictures(folder: Path, count: int = 60) -> None:
         place.mkdir(parents=True)
         for i in range(number):
             side = int(rng.integers(60, 300))
-            top, left = (int(rng.integers(0, n - side)) for n in photo.shape[:2])
+            top, left = (int(rng.integers(0, length - side)) for length in photo.shape[:2])
             picture = Image.fromarray(photo[top : top + side, left : left + side])
-            _save_oddly(picture, place, i)
+            _save_in_form(picture, place, i)
     (folder / "photos" / ".DS_Store").write_bytes(b"\0")
     (folder / "photos" / "flower" / "Thumbs.db").write_bytes(b"\0")
     (folder / "photos" / "notes.txt").write_text("from our trip")
     holiday = folder / "holiday"
     holiday.mkdir()
     for i in range(14):
-        _save_oddly(Image.fromarray(photos["flower"][40 * i % 300 :, 100:400]), holiday, i)
+        _save_in_form(Image.fromarray(photos["flower"][40 * i % 300 :, 100:400]), holiday, i)
 
 
-def _save_oddly(picture: Image.Image, folder: Path, i: int) -> None:
+def _save_in_form(picture: Image.Image, folder: Path, i: int) -> None:
     """Save a picture in the form number `i`."""
     wide = np.asarray(picture.convert("L")).astype(np.uint16) * 257
     exif = Image.Exif()
@@ -107,7 +107,7 @@ def _save_oddly(picture: Image.Image, folder: Path, i: int) -> None:
         case 10:
             picture.save(folder / f"{i}.webp")
         case 11:
-            frames = [picture.rotate(90 * n) for n in range(3)]
+            frames = [picture.rotate(90 * turns) for turns in range(3)]
             frames[0].save(folder / f"{i}.gif", save_all=True, append_images=frames[1:])
         case 12:
             picture.resize((40, 400)).save(folder / f"{i}.jpg")
@@ -154,14 +154,14 @@ def in_process_of_its_own(arguments: list[str], folder: Path) -> tuple[int, str]
     return done.returncode, done.stdout + done.stderr
 
 
-def take(step: Step, code: int, said: str) -> str:
+def take(step: Step, code: int, output: str) -> str:
     """Compare an outcome with the expected one; the difference in words, or nothing."""
-    if "Traceback" in said:
-        return f"a traceback: {said.strip().splitlines()[-1]}"
+    if "Traceback" in output:
+        return f"a traceback: {output.strip().splitlines()[-1]}"
     if code != step.code:
-        return f"exit code {code}: {said.strip()[-300:]}"
-    missing = [word for word in step.words if word not in " ".join(said.split())]
-    return f"does not say {missing[0]!r}: {said.strip()[-300:]}" if missing else ""
+        return f"exit code {code}: {output.strip()[-300:]}"
+    missing = [word for word in step.words if word not in " ".join(output.split())]
+    return f"does not say {missing[0]!r}: {output.strip()[-300:]}" if missing else ""
 
 
 def run(

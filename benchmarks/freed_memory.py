@@ -37,21 +37,21 @@ print(1000 * seconds / count / batch, (faults() - before) / count)
 
 def measure() -> dict[str, Any]:
     """Milliseconds of an image and page faults of a batch, and the ratio of the times."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, side, batch in CASES:
         rounds: dict[str, list[tuple[float, float]]] = {"keeps": [], "default": []}
         for _ in range(ROUNDS):
             for mode, numbers in rounds.items():
                 numbers.append(run(name, side, batch, mode))
         ratios = [d[0] / k[0] for d, k in zip(rounds["default"], rounds["keeps"], strict=True)]
-        found[f"{name}, {side} pixels, batch {batch}"] = {
+        results[f"{name}, {side} pixels, batch {batch}"] = {
             mode: {
                 "ms": statistics.median(ms for ms, _ in numbers),
                 "page_faults": statistics.median(faults for _, faults in numbers),
             }
             for mode, numbers in rounds.items()
         } | {"default / keeps": statistics.median(ratios)}
-    return found
+    return results
 
 
 def run(name: str, side: int, batch: int, mode: str) -> tuple[float, float]:

@@ -32,17 +32,19 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--share", type=float, default=0.15, help="share of the added triples")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    folders = snapshot_folders(given.snapshots)
+    arguments = parser.parse_args()
+    folders = snapshot_folders(arguments.snapshots)
     if len(folders) < 2:
         parser.error(
-            f"{given.snapshots} needs two folders or more with train.tsv, valid.tsv and test.tsv"
+            f"{arguments.snapshots} needs two folders or more with train.tsv, valid.tsv and test.tsv"
         )
-    if not 0 < given.share < 1:
-        parser.error(f"--share must lie above 0 and below 1, got {given.share}")
+    if not 0 < arguments.share < 1:
+        parser.error(f"--share must lie above 0 and below 1, got {arguments.share}")
     read = [Split(*(read_triples(f / f"{part}.tsv") for part in Split._fields)) for f in folders]
-    for folder, old, new in zip(folders, read, held_out(read, given.share, given.seed), strict=True):
-        into = given.out / folder.name
+    for folder, old, new in zip(
+        folders, read, held_out(read, arguments.share, arguments.seed), strict=True
+    ):
+        into = arguments.out / folder.name
         into.mkdir(parents=True, exist_ok=True)
         for part, facts in new._asdict().items():
             write_triples(into / f"{part}.tsv", facts)
@@ -53,18 +55,18 @@ def main() -> None:
 def held_out(snapshots: list[Split], share: float, seed: int) -> list[Split]:
     """Move a share of the triples that each snapshot adds from `train` to `test`."""
     rng = np.random.default_rng(seed)
-    seen = {fact for part in snapshots[0] for fact in part}
-    held: set[Fact] = set()
-    found = [snapshots[0]]
+    known = {fact for part in snapshots[0] for fact in part}
+    reserved: set[Fact] = set()
+    splits = [snapshots[0]]
     for now in snapshots[1:]:
-        added = [fact for fact in now.train if fact not in seen]
+        added = [fact for fact in now.train if fact not in known]
         drawn = rng.permutation(len(added))[: round(share * len(added))]
-        held |= {added[i] for i in drawn}
-        seen |= set(added)
-        moved = [fact for fact in now.train if fact in held]
-        train = [fact for fact in now.train if fact not in held]
-        found.append(now._replace(train=train, test=[*now.test, *moved]))
-    return found
+        reserved |= {added[i] for i in drawn}
+        known |= set(added)
+        moved = [fact for fact in now.train if fact in reserved]
+        train = [fact for fact in now.train if fact not in reserved]
+        splits.append(now._replace(train=train, test=[*now.test, *moved]))
+    return splits
 
 
 if __name__ == "__main__":

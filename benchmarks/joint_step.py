@@ -77,12 +77,12 @@ def case(
 
         return run
 
-    steps = {what: step(loss) for what, loss in losses.items()}
+    steps = {label: step(loss) for label, loss in losses.items()}
     times = side_by_side(steps, rounds=rounds, warmup=2)
     net.zero_grad()
     peaks = {}
-    for what, run in steps.items():
-        peaks[what] = peak_bytes(run)
+    for label, run in steps.items():
+        peaks[label] = peak_bytes(run)
         net.zero_grad()
     alone, *others = steps
     macs = count_joint_macs(net, x[:1]) / count_macs(net.module, x[:1])
@@ -94,9 +94,9 @@ def case(
         "bound by MACs, EKD by a moving average": macs + 1 / 3,
         "joint, labels only / bound": joint / macs,
         "ms of the full net": 1000 * statistics.median(times[alone]),
-        **{f"{n} / full": ratio(times, n, alone) for n in others},
+        **{f"{label} / full": ratio(times, label, alone) for label in others},
         "peak bytes of the full net": peaks[alone],
-        **{f"peak bytes, {n} / full": peaks[n] / peaks[alone] for n in others},
+        **{f"peak bytes, {label} / full": peaks[label] / peaks[alone] for label in others},
     }
 
 
@@ -133,13 +133,15 @@ class Tree:
         finally:
             sys.path.remove(self.src)
             self.modules = _loaded()
-            for own in self.modules:
-                del sys.modules[own]
+            for loaded in self.modules:
+                del sys.modules[loaded]
             sys.modules |= others
 
 
 def _loaded() -> dict[str, ModuleType]:
-    return {n: m for n, m in sys.modules.items() if n.partition(".")[0] == "stepwell"}
+    return {
+        name: module for name, module in sys.modules.items() if name.partition(".")[0] == "stepwell"
+    }
 
 
 def against(src: Path, pairs: int, cases: Sequence[str]) -> Iterator[dict[str, Any]]:

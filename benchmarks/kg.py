@@ -59,14 +59,14 @@ class Dense:
 
     def joint(self, kind: str, which: Tensor) -> Tensor:
         """Joint vectors, one for each place in the batch; repeated elements are encoded again."""
-        encoder, own = self.net.encoders[kind], self.net.knowledge[kind][which]
+        encoder, centre = self.net.encoders[kind], self.net.knowledge[kind][which]
         beside = self.net.contextual[kind][self.member[kind][which]]
-        nodes = torch.cat([own[:, None], beside], dim=1)
+        nodes = torch.cat([centre[:, None], beside], dim=1)
         hidden = torch.relu(self.matrix[kind][which] @ nodes @ encoder.weight)
-        score = (torch.relu(hidden * own[:, None]) * encoder.attention).sum(2)
+        score = (torch.relu(hidden * centre[:, None]) * encoder.attention).sum(2)
         context = (torch.softmax(score, 1)[:, :, None] * hidden).sum(1)
         mix = torch.sigmoid(encoder.gate)
-        return mix * own + (1 - mix) * context
+        return mix * centre + (1 - mix) * context
 
 
 def _padded(contexts: Contexts, size: int) -> tuple[Tensor, Tensor]:
@@ -162,8 +162,8 @@ def evaluation(queries: int = 4) -> dict[str, Any]:
             far = [float((joint["entity"][a] + joint["relation"][b] - joint["entity"][c]).norm())
                    if (a, b, c) not in facts or (a, b, c) == (h, r, t) else torch.inf
                    for a, b, c in ends]  # fmt: skip
-            own = far[h if place < 256 else t]
-            assert abs(1 + sum(x < own for x in far) - float(ours[place])) <= 1
+            true_distance = far[h if place < 256 else t]
+            assert abs(1 + sum(x < true_distance for x in far) - float(ours[place])) <= 1
     by_loop = (time.perf_counter() - start) / queries
     return {
         "ms a triple, in blocks": 1000 * in_blocks,

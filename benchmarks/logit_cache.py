@@ -29,8 +29,8 @@ def measure() -> dict[str, Any]:
     teacher = Frozen(build("resnet56", num_classes=10).to(memory_format=torch.channels_last))
     student = build("resnet20", num_classes=10).to(memory_format=torch.channels_last).train()
 
-    def epoch(by: Teacher) -> None:
-        objective = Distill(student, by)
+    def epoch(source: Teacher) -> None:
+        objective = Distill(student, source)
         optimizer = sgd(0.01).make(objective)
         for batch in batches:
             optimizer.zero_grad()
@@ -45,11 +45,11 @@ def measure() -> dict[str, Any]:
             epoch(CachedLogits(teacher, empty))
 
     with tempfile.TemporaryDirectory() as folder, LogitCache(Path(folder), 10, {}) as cache:
-        kept = CachedLogits(teacher, cache)
-        epoch(kept)
-        calls = {"teacher": lambda: epoch(teacher), "cold": cold, "warm": lambda: epoch(kept)}
+        cached = CachedLogits(teacher, cache)
+        epoch(cached)
+        calls = {"teacher": lambda: epoch(teacher), "cold": cold, "warm": lambda: epoch(cached)}
         times = side_by_side(calls, rounds=ROUNDS)
-        assert kept.computed == IMAGES  # once, and never after
+        assert cached.computed == IMAGES  # once, and never after
     return {
         "seconds an epoch": {name: statistics.median(times[name]) for name in times},
         "warm / teacher": ratio(times, "warm", "teacher"),

@@ -30,9 +30,9 @@ NODES, LARGER, PIXELS, ROUNDS = 1000, (1_000, 10_000, 30_000, 100_000), 48, 3
 FILES = 25
 
 
-def network_of(nodes: int, each: int = 4) -> Network:
+def network_of(nodes: int, links: int = 4) -> Network:
     """A Barabási-Albert network, as if it had been read from a file."""
-    edges = barabasi_albert(nodes, each)(np.random.default_rng(0))
+    edges = barabasi_albert(nodes, links)(np.random.default_rng(0))
     return parse_network("".join(f"{a} {b}\n" for a, b in edges.tolist()).encode(), "", HOW)
 
 
@@ -70,7 +70,7 @@ def embeddings() -> dict[str, Any]:
 
 def growth() -> dict[str, Any]:
     """Seconds and peak bytes by number of nodes, also over those of the smallest by edges · log."""
-    found: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     first: tuple[float, float] | None = None
     for nodes in LARGER:
         network = network_of(nodes)
@@ -83,12 +83,12 @@ def growth() -> dict[str, Any]:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         first = first or (seconds / work, peak / work)
-        found[f"{nodes:,} nodes"] = {
+        rows[f"{nodes:,} nodes"] = {
             "edges": network.edges, "seconds": seconds, "peak_bytes": peak,
             "seconds over edges · log": seconds / work / first[0],
             "bytes over edges · log": peak / work / first[1],
         }  # fmt: skip
-    return found
+    return rows
 
 
 def files() -> dict[str, float]:
@@ -112,5 +112,5 @@ def files() -> dict[str, float]:
 def measure() -> dict[str, Any]:
     """Embeddings of 1,000 nodes, growth with the nodes, and files that are drawn once."""
     with store.one_thread():
-        found: dict[str, Any] = {"embeddings": embeddings(), "growth": growth()}
-    return found | {"files": files()}
+        results: dict[str, Any] = {"embeddings": embeddings(), "growth": growth()}
+    return results | {"files": files()}

@@ -45,11 +45,11 @@ def publish(
         sys.exit(f"error: {error}")
     folder.mkdir(parents=True, exist_ok=True)
     for name, unit in units.items():
-        own = _where(unit.pop(TRAINED_ON, {}))
-        if own not in ({}, _where(about["trained_on"])):
-            unit[TRAINED_ON] = about["trained_on"] | own
-        for old in folder.glob(f"{name.rpartition('-')[0]}-*.json"):
-            old.unlink()
+        where = _where(unit.pop(TRAINED_ON, {}))
+        if where not in ({}, _where(about["trained_on"])):
+            unit[TRAINED_ON] = about["trained_on"] | where
+        for earlier in folder.glob(f"{name.rpartition('-')[0]}-*.json"):
+            earlier.unlink()
         write_whole(folder / f"{name}.json", (json.dumps(unit, indent=1) + "\n").encode())
     write_whole(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     judge_folder(folder)
@@ -91,8 +91,8 @@ def described(
         "data": {"layout": layout, "fingerprint": study.fingerprint(record["arguments"])},
         "test_examples": record["test_examples"],
     }
-    found = Counter(json.dumps(_where(u[TRAINED_ON])) for u in units.values() if TRAINED_ON in u)
-    (where, _), *_ = found.most_common(1)
+    counts = Counter(json.dumps(_where(u[TRAINED_ON])) for u in units.values() if TRAINED_ON in u)
+    (where, _), *_ = counts.most_common(1)
     trained_on = json.loads(where) | {
         "code": {"commit": record["commit"]}, "data": record["arguments"].get("data"),
     }  # fmt: skip

@@ -34,7 +34,9 @@ class Parts:
     def __init__(self, part: str) -> None:
         splits = load_images("digits")
         digits = splits.train if part == "train" else splits.test
-        self.digits = {n: digits.pixels[digits.labels == n][:, 0].numpy() for n in range(10)}
+        self.digits = {
+            digit: digits.pixels[digits.labels == digit][:, 0].numpy() for digit in range(10)
+        }
         halves = []
         for photograph in load_sample_images().images:
             middle = photograph.shape[1] // 2
@@ -43,10 +45,10 @@ class Parts:
 
     def background(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """A piece of a photograph, at half of its brightness."""
-        whole = self.photographs[int(rng.integers(len(self.photographs)))]
-        top = int(rng.integers(0, whole.shape[0] - height + 1))
-        left = int(rng.integers(0, whole.shape[1] - width + 1))
-        return whole[top : top + height, left : left + width] / 2
+        photograph = self.photographs[int(rng.integers(len(self.photographs)))]
+        top = int(rng.integers(0, photograph.shape[0] - height + 1))
+        left = int(rng.integers(0, photograph.shape[1] - width + 1))
+        return photograph[top : top + height, left : left + width] / 2
 
     def ink(
         self, number: int, side: int, rng: np.random.Generator
@@ -63,8 +65,8 @@ def paste(
     left: int,
 ) -> None:  # fmt: skip
     """Draw ink onto pixels."""
-    at = pixels[top : top + len(ink), left : left + len(ink)]
-    at[:] = at * (1 - ink) + colour * ink
+    area = pixels[top : top + len(ink), left : left + len(ink)]
+    area[:] = area * (1 - ink) + colour * ink
 
 
 def as_image(pixels: NDArray[np.float64]) -> Image.Image:

@@ -62,8 +62,8 @@ def served(run: Path, promise_ms: float, *flags: str) -> Iterator[tuple[str, int
         assert process.stderr is not None
         try:
             for line in process.stderr:
-                if found := re.search(r"http://([\d.]+):(\d+)", line):
-                    yield found[1], int(found[2]), process.pid
+                if match := re.search(r"http://([\d.]+):(\d+)", line):
+                    yield match[1], int(match[2]), process.pid
                     break
             else:
                 raise RuntimeError("the server did not start")
@@ -104,9 +104,9 @@ class Generator:
             length = re.search(r"content-length: (\d+)", text)
             await reader.readexactly(int(length[1]) if length else 0)
             self.idle.append((reader, writer))
-            told = dict(re.findall(r"stepwell-(\w+): (\S+)", text))
+            headers = dict(re.findall(r"stepwell-(\w+): (\S+)", text))
             seconds = time.perf_counter() - due
-            return int(text.split()[1]), seconds, told.get("class", ""), told.get("depth", "")
+            return int(text.split()[1]), seconds, headers.get("class", ""), headers.get("depth", "")
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """An open connection that the server has not closed meanwhile, or a new one."""
@@ -128,12 +128,12 @@ async def replay(
 ) -> tuple[list[tuple[int, float, str, str]], float]:
     """Send the trace; the answers, and the share of a processor that the generator took."""
     generator, tasks = Generator(*place), []
-    own, start = time.process_time(), time.perf_counter()
-    for i, at in enumerate(arrivals):
-        await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
-        tasks.append(asyncio.create_task(generator.send(files[i % len(files)], start + at)))
+    cpu_start, start = time.process_time(), time.perf_counter()
+    for i, arrival in enumerate(arrivals):
+        await asyncio.sleep(max(0.0, start + arrival - time.perf_counter()))
+        tasks.append(asyncio.create_task(generator.send(files[i % len(files)], start + arrival)))
     answers = await asyncio.gather(*tasks)
-    share = (time.process_time() - own) / (time.perf_counter() - start)
+    share = (time.process_time() - cpu_start) / (time.perf_counter() - start)
     generator.close()
     return answers, share
 
@@ -162,10 +162,10 @@ def saturated(place: tuple[str, int], files: Sequence[bytes]) -> float:
     """Answers per second of a server that always has `CLIENTS` requests."""
 
     async def closed() -> float:
-        generator, left = Generator(*place), iter(range(CLOSED))
+        generator, remaining = Generator(*place), iter(range(CLOSED))
 
         async def client() -> None:
-            for i in left:
+            for i in remaining:
                 await generator.send(files[i % len(files)], time.perf_counter())
 
         start = time.perf_counter()
@@ -184,7 +184,7 @@ def bare(run: Path, files: Sequence[bytes]) -> dict[str, float]:
 
     keep_freed_memory()  # as the server does
     served = stepwell.open_network(run).do("serve")
-    found = {}
+    best = {}
     for row in served.rows:
         rates = []
         for batch in BATCHES:
@@ -192,8 +192,8 @@ def bare(run: Path, files: Sequence[bytes]) -> dict[str, float]:
             for i in range(0, CLOSED, batch):
                 served.run([served.read(f) for f in files[i : i + batch]], row, 1)
             rates.append(CLOSED / (time.perf_counter() - start))
-        found[row] = max(rates)
-    return found
+        best[row] = max(rates)
+    return best
 
 
 def alone_ms(run: Path, files: Sequence[bytes]) -> float:
@@ -247,7 +247,7 @@ def measure() -> dict[str, Any]:
         result: dict[str, Any] = {"promise_ms": promise_ms, **cost, "large": overhead(large, files)}
         result["rounds"] = []
         for turn in range(ROUNDS):
-            found: dict[str, Any] = {}
+            measures: dict[str, Any] = {}
             for name, flags in arms.items():
                 with served(run, promise_ms, *flags) as (host, port, pid):
                     for load in LOADS:
@@ -256,9 +256,9 @@ def measure() -> dict[str, Any]:
                                        share=1 / 3, seed=turn)  # fmt: skip
                         answers, share = asyncio.run(replay((host, port), trace, files))
                         numbers = report(answers, share, labels, promise_ms / 1000)
-                        found.setdefault(str(load), {})[name] = numbers
-                    found.setdefault("resident", {})[name] = resident(pid)
-            result["rounds"].append(found)
+                        measures.setdefault(str(load), {})[name] = numbers
+                    measures.setdefault("resident", {})[name] = resident(pid)
+            result["rounds"].append(measures)
         result["soak"] = soak(run, promise_ms, rate, files)
     return result
 

@@ -29,13 +29,13 @@ def bursts(
         seconds: length of the trace.
         every: seconds from burst to burst; a burst takes the `share` of it.
     """
-    rng, now, found = np.random.default_rng(seed), 0.0, []
+    rng, now, arrivals = np.random.default_rng(seed), 0.0, []
     while now < seconds:
         now += rng.exponential(1 / busy)
         in_burst = now % every >= (1 - share) * every
         if in_burst or rng.random() < calm / busy:
-            found.append(now)
-    return found
+            arrivals.append(now)
+    return arrivals
 
 
 def simulate(
@@ -52,13 +52,13 @@ def simulate(
     now, waiting = 0.0, [*arrivals[::-1]]
 
     def arrive() -> None:
-        at = waiting.pop()
+        moment = waiting.pop()
         try:
-            scheduler.admit(at + budget, at)
+            scheduler.admit(moment + budget, moment)
         except FullError:
-            answers.append(Answer(at, "", np.inf))
+            answers.append(Answer(moment, "", np.inf))
         else:
-            scheduler.add(Job(None, at, at + budget))
+            scheduler.add(Job(None, moment, moment + budget))
 
     while waiting or scheduler.queue:
         if not scheduler.queue:

@@ -55,9 +55,9 @@ def texts(count: int) -> TokenSet:
 
 def encoder(layers: int, stages: Sequence[str] = (), depths: Sequence[str] = ()) -> NestedNet:
     """An encoder of MiniLM's shape."""
-    own: dict[str, Any] = {"config": CONFIG | {"sep_token_id": LAST}}
-    own |= {"stages": stages} if stages else {}
-    return build(f"bert/{layers}", depths, num_classes=2, **own).train()
+    options: dict[str, Any] = {"config": CONFIG | {"sep_token_id": LAST}}
+    options |= {"stages": stages} if stages else {}
+    return build(f"bert/{layers}", depths, num_classes=2, **options).train()
 
 
 def compared(calls: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, list[float]]:
@@ -83,9 +83,11 @@ def plain_loss(objective: InternalKD, batch: Batch) -> torch.Tensor:
     theirs = objective.teacher(ids, extras=extras)
     terms = []
     for i in objective.active():
-        at = objective.layers[i - 1] - 1
-        terms.append(attention_kl(ours.extras["scores"][i - 1], theirs.extras["scores"][at], ids != 0))
-        terms.append(cls_cosine(ours.extras["cls"][i - 1], theirs.extras["cls"][at]))
+        layer = objective.layers[i - 1] - 1
+        terms.append(
+            attention_kl(ours.extras["scores"][i - 1], theirs.extras["scores"][layer], ids != 0)
+        )
+        terms.append(cls_cosine(ours.extras["cls"][i - 1], theirs.extras["cls"][layer]))
     if objective.stage == len(objective.stages):
         terms.append(soft_target_kl(ours.logits, theirs.logits, 1.0))
     return torch.stack(terms).sum()
@@ -97,15 +99,15 @@ def measure() -> dict[str, Any]:
     examples = texts(IMAGES)
     batches = TextBatches(examples, BATCH, shuffle=True)
     batch = batches.at(0)
-    found = {
+    ratios = {
         **distillation(examples, batch),
         "unsorted / by length": lengths(examples),
         **nested(batch, *with_last_layer(f"bert/{LAYERS}", ["3"])),
         **{f"{name}, first layers alone": value for name, value in nested(batch, (), ["3"]).items()},
     }
     if importlib.util.find_spec("accelerate"):  # of the extra studies; the Trainer needs it
-        found |= fine_tuning(examples)
-    return found
+        ratios |= fine_tuning(examples)
+    return ratios
 
 
 def fine_tuning(examples: TokenSet) -> dict[str, Any]:
@@ -136,13 +138,15 @@ def fine_tuning(examples: TokenSet) -> dict[str, Any]:
     def theirs(order: str) -> Callable[[], None]:
         def run() -> None:
             with tempfile.TemporaryDirectory() as folder:
-                given = transformers.TrainingArguments(
+                arguments = transformers.TrainingArguments(
                     folder, num_train_epochs=1, per_device_train_batch_size=BATCH, use_cpu=True,
                     learning_rate=3e-5, max_grad_norm=5.0, save_strategy="no", report_to=[],
                     logging_strategy="no", disable_tqdm=True, train_sampling_strategy=order,
                 )  # fmt: skip
                 model = transformers.BertForSequenceClassification(settings)
-                transformers.Trainer(model, given, train_dataset=rows, data_collator=collate).train()
+                transformers.Trainer(
+                    model, arguments, train_dataset=rows, data_collator=collate
+                ).train()
 
         return run
 
@@ -167,7 +171,7 @@ def fine_tuning(examples: TokenSet) -> dict[str, Any]:
 def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
     """Steps of the three schedules, with a teacher in each step and with kept outputs."""
     student, teacher = encoder(3), encoder(6)
-    found: dict[str, Any] = {}
+    ratios: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for schedule in ("all", "stacked", "progressive"):
             plain = InternalKD(student, teacher, schedule=schedule)
@@ -192,11 +196,11 @@ def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
                     step(objective, lambda: objective.training_step(batch).loss)()
 
             times = compared({"plain": whole, "kept": truncated}, rounds=ROUNDS)
-            found[f"{schedule}: plain / kept outputs"] = ratio(times, "plain", "kept")
+            ratios[f"{schedule}: plain / kept outputs"] = ratio(times, "plain", "kept")
             if schedule == "progressive":
                 quick.freeze = True
                 times = compared({"plain": whole, "kept": truncated}, rounds=ROUNDS)
-                found["progressive, frozen: plain / kept outputs"] = ratio(times, "plain", "kept")
+                ratios["progressive, frozen: plain / kept outputs"] = ratio(times, "plain", "kept")
     asked = InternalKD(student, teacher, cls=0.0)
     unasked = InternalKD(student, teacher, cls=0.0, attention=0.0)
     times = compared(
@@ -206,7 +210,7 @@ def distillation(examples: TokenSet, batch: Batch) -> dict[str, Any]:
         },
         rounds=ROUNDS,
     )
-    return found | {"attention asked / not": ratio(times, "asked", "unasked")}
+    return ratios | {"attention asked / not": ratio(times, "asked", "unasked")}
 
 
 def lengths(examples: TokenSet) -> dict[str, float]:
@@ -236,8 +240,8 @@ def nested(batch: Batch, stages: Sequence[str], depths: Sequence[str]) -> dict[s
         "joint": step(net, lambda: labels.training_step(batch).loss),
     }
     times = compared(steps, rounds=ROUNDS)
-    one = batch.inputs[:1]
-    bound = count_joint_macs(net, one) / count_macs(net.module, one)
+    example = batch.inputs[:1]
+    bound = count_joint_macs(net, example) / count_macs(net.module, example)
     joint = ratio(times, "joint", "alone")
     peaks = {}
     for name, run in steps.items():

@@ -45,10 +45,10 @@ def table(tallies: list[Tally], seconds: float) -> str:
     """The table in Markdown, and a line on how it came about."""
     rows = ["| what | tries | refused in one line | ended well | faults |", "|---|---|---|---|---|"]
     for part, (title, _, _) in PARTS.items():
-        own = [tally for tally in tallies if tally.part == part]
-        if own:
-            rows.append(f"| **{title}** | **{sum(t.tries for t in own)}** | | | |")
-            rows += [f"| {' | '.join(tally.row())} |" for tally in own]
+        group = [tally for tally in tallies if tally.part == part]
+        if group:
+            rows.append(f"| **{title}** | **{sum(t.tries for t in group)}** | | | |")
+            rows += [f"| {' | '.join(tally.row())} |" for tally in group]
     when = time.strftime("%Y-%m-%d")
     return "\n".join([*rows, "", f"Measured {when} on {hardware()}, in {seconds:.0f} s.", ""])
 
@@ -68,8 +68,8 @@ def main() -> None:
     text = table(tallies, time.monotonic() - begin)
     sys.stdout.write(text)
     if arguments.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}", encoding="utf-8")
+        before, _, after = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{text}{END}{after.partition(END)[2]}", encoding="utf-8")
         faults = [e | {"part": t.part, "what": t.what} for t in tallies for e in t.examples]
         (RESULTS / "fuzz.json").write_text(json.dumps(faults, indent=1) + "\n", encoding="utf-8")
     raise SystemExit(int(any(tally.faults for tally in tallies)))

@@ -92,12 +92,12 @@ def rewrite(source: Path, target: Path, rng: random.Random) -> str:
 def tries(subjects: Subjects, count: int, seed: int = 0) -> Iterator[Tally]:
     """Craft files of every kind and read each by a command that uses most of it."""
     rng = random.Random(seed)
-    one = subjects.images / "one.png"
+    image = subjects.images / "one.png"
     kinds = {
-        "nested, predict": (subjects.nested, ("predict", "RUN", one, "--json")),
+        "nested, predict": (subjects.nested, ("predict", "RUN", image, "--json")),
         "nested, cost": (subjects.nested, ("cost", "RUN")),
         "nested, export": (subjects.nested, ("export", "RUN", "--depth", "all")),
-        "resolution, predict": (subjects.resolution, ("predict", "RUN", one)),
+        "resolution, predict": (subjects.resolution, ("predict", "RUN", image)),
         "graph, query": (subjects.graph, ("kg", "query", "RUN", "--head", "e1", "--relation", "r0")),
     }
     for name, (run, command) in kinds.items():

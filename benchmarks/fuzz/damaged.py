@@ -15,14 +15,14 @@ Damage = Callable[[random.Random, bytes], bytes]
 
 def flip_a_bit(rng: random.Random, data: bytes) -> bytes:
     """One bit of one byte."""
-    at = rng.randrange(len(data))
-    return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+    index = rng.randrange(len(data))
+    return data[:index] + bytes([data[index] ^ 1 << rng.randrange(8)]) + data[index + 1 :]
 
 
 def zero(rng: random.Random, data: bytes) -> bytes:
     """Up to 64 bytes of zeros, as a lost block leaves them."""
-    at = rng.randrange(len(data))
-    return data[:at] + bytes(min(64, len(data) - at)) + data[at + 64 :]
+    start = rng.randrange(len(data))
+    return data[:start] + bytes(min(64, len(data) - start)) + data[start + 64 :]
 
 
 def truncate(rng: random.Random, data: bytes) -> bytes:
@@ -32,8 +32,8 @@ def truncate(rng: random.Random, data: bytes) -> bytes:
 
 def noise(rng: random.Random, data: bytes) -> bytes:
     """Up to 16 random bytes in place of others."""
-    at = rng.randrange(len(data))
-    return data[:at] + rng.randbytes(min(16, len(data) - at)) + data[at + 16 :]
+    start = rng.randrange(len(data))
+    return data[:start] + rng.randbytes(min(16, len(data) - start)) + data[start + 16 :]
 
 
 def append(rng: random.Random, data: bytes) -> bytes:
@@ -68,10 +68,10 @@ class Reader(NamedTuple):
 
 def readers(subjects: Subjects) -> dict[str, Reader]:
     """Every file that a run, an export, a graph or a data set has, with a command that reads it."""
-    one = subjects.images / "one.png"
+    picture = subjects.images / "one.png"
 
     def predict(run: Path) -> tuple[str | Path, ...]:
-        return "predict", run, one, "--json"
+        return "predict", run, picture, "--json"
 
     def report(run: Path) -> tuple[str | Path, ...]:
         return "report", run, "--out", run.parent / "page.html"
@@ -121,8 +121,8 @@ def readers(subjects: Subjects) -> dict[str, Reader]:
 
 
 def _exported(subjects: Subjects, name: str) -> Path:
-    (found,) = (f for f in (subjects.nested / "export").iterdir() if f.name.startswith(name))
-    return found
+    (file,) = (f for f in (subjects.nested / "export").iterdir() if f.name.startswith(name))
+    return file
 
 
 def _graph_beside(subjects: Subjects, run: Path) -> Path:
@@ -136,7 +136,7 @@ def tries(subjects: Subjects, count: int, seed: int = 0) -> Iterator[Tally]:
     """Damage every file about as often as any other; a tally for each, as it grows."""
     rng = random.Random(seed)
     all_readers = readers(subjects)
-    each = -(-count // len(all_readers))
+    repeats = -(-count // len(all_readers))
     for name, reader in all_readers.items():
         tally = Tally("damaged", name)
         folder = subjects.folder / "try"
@@ -146,7 +146,7 @@ def tries(subjects: Subjects, count: int, seed: int = 0) -> Iterator[Tally]:
             raise RuntimeError(f"{name}: the sound file is refused: {sound.err}")
         expected = reader.answer(sound, folder / "run")
         data = (reader.run / reader.file).read_bytes()
-        for i in range(each):
+        for i in range(repeats):
             damage = DAMAGES[i % len(DAMAGES)]
             _lay_out(reader, folder)
             (folder / "run" / reader.file).write_bytes(damage(rng, data))

@@ -32,11 +32,11 @@ def tries(subjects: Subjects, count: int, seed: int = 0) -> Iterator[Tally]:
     """Kill each training once or more, then let it end; kill updates of a graph alike."""
     rng = random.Random(seed)
     kinds = trainings(subjects)
-    each = -(-count // (len(kinds) + 1))
+    repeats = -(-count // (len(kinds) + 1))
     for name, arguments in kinds.items():
-        yield _kill(subjects, rng, f"train {name}", ("train", *arguments, "--out"), None, each)
+        yield _kill(subjects, rng, f"train {name}", ("train", *arguments, "--out"), None, repeats)
     update = ("kg", "update", "--add", str(subjects.changes), "--epochs", "30")
-    yield _kill(subjects, rng, "kg update", update, subjects.graph, each)
+    yield _kill(subjects, rng, "kg update", update, subjects.graph, repeats)
 
 
 def _kill(
@@ -54,19 +54,22 @@ def _kill(
             shutil.copytree(begin, run)
 
     fresh()
-    whole = stepwell(*command, run, folder=subjects.folder, seconds=600)
-    if whole.code != 0:
-        raise RuntimeError(f"{name} fails undisturbed: {whole.err}")
+    undisturbed = stepwell(*command, run, folder=subjects.folder, seconds=600)
+    if undisturbed.code != 0:
+        raise RuntimeError(f"{name} fails undisturbed: {undisturbed.err}")
     expected = tensors_digest(run)
     while tally.tries < count:
         fresh()
         for _ in range(min(rng.randint(1, 3), count - tally.tries)):
-            at = rng.uniform(0, whole.seconds)
+            moment = rng.uniform(0, undisturbed.seconds)
             killed = stepwell(
-                *command, run, folder=subjects.folder, kill_when=lambda passed, at=at: passed > at
+                *command,
+                run,
+                folder=subjects.folder,
+                kill_when=lambda passed, moment=moment: passed > moment,
             )
             fault = killed.fault if killed.code != -9 else None
-            tally.add(killed, fault, f"killed after {at:.2f} s")
+            tally.add(killed, fault, f"killed after {moment:.2f} s")
         end: Outcome = stepwell(*command, run, folder=subjects.folder, seconds=600)
         fault = end.fault or ("refused" if end.code else None)
         if fault is None and tensors_digest(run) != expected:
@@ -76,7 +79,7 @@ def _kill(
             tally.examples.append(
                 {"fault": fault, "about": f"try {tally.tries}", "said": end.err[-600:]}
             )
-        if left := [p.name for p in run.rglob("*.part")]:
+        if leftovers := [p.name for p in run.rglob("*.part")]:
             tally.faults["file left behind"] += 1
-            tally.examples.append({"fault": "file left behind", "about": str(left), "said": ""})
+            tally.examples.append({"fault": "file left behind", "about": str(leftovers), "said": ""})
     return tally

@@ -37,9 +37,9 @@ def tries(subjects: Subjects, count: int, seed: int = 0) -> Iterator[Tally]:
     """Random flags and values for every command."""
     rng = random.Random(seed)
     pool = values(subjects)
-    kept = subjects.folder / "kept"
+    backup = subjects.folder / "kept"
     for name in ("nested", "resolution", "graph", "unfinished", "images"):
-        shutil.copytree(subjects.folder / name, kept / name, dirs_exist_ok=True)
+        shutil.copytree(subjects.folder / name, backup / name, dirs_exist_ok=True)
     for command in COMMANDS:
         tally = Tally("lines", " ".join(command))
         shown = stepwell(*command, "--help", folder=subjects.folder)
@@ -53,7 +53,7 @@ def tries(subjects: Subjects, count: int, seed: int = 0) -> Iterator[Tally]:
             if fault == "hang" and command[0] in ("train", "verify"):
                 fault = None  # it trains
             tally.add(outcome, fault, " ".join(arguments)[:300])
-            _put_back(subjects, kept)
+            _put_back(subjects, backup)
         yield tally
 
 
@@ -64,8 +64,8 @@ def _some(rng: random.Random, flags: list[str], pool: list[str]) -> list[str]:
     return parts
 
 
-def _put_back(subjects: Subjects, kept: Path) -> None:
+def _put_back(subjects: Subjects, backup: Path) -> None:
     shutil.rmtree(subjects.folder / "out-of-try", ignore_errors=True)
-    for folder in kept.iterdir():
+    for folder in backup.iterdir():
         shutil.rmtree(subjects.folder / folder.name, ignore_errors=True)
         shutil.copytree(folder, subjects.folder / folder.name)

@@ -46,11 +46,11 @@ def test_cascades_are_compared_at_the_cost_of_the_static_network():
     results = {
         exits.alone("20"): network("20", 600, 0.76), exits.alone("14"): network("14", 250, 0.63),
         exits.alone("8"): network("8", 90, 0.46), exits.EXITS: trained,
-        exits.of(exits.EXITS): curve(0.0),
+        exits.cascaded(exits.EXITS): curve(0.0),
     }  # fmt: skip
     others = [exits.TAUGHT, exits.FROZEN, exits.MSDNET]
-    results |= {exits.of(arm): curve(0.01) for arm in others} | dict.fromkeys(others, trained)
-    results |= {exits.of(exits.EXITS, how): curve(-0.01) for how in exits.HOW}
+    results |= {exits.cascaded(arm): curve(0.01) for arm in others} | dict.fromkeys(others, trained)
+    results |= {exits.cascaded(exits.EXITS, how): curve(-0.01) for how in exits.HOW}
     assert results.keys() == exits.ARMS.keys()
     found = judged(exits.STUDY, results)
     assert found["better-than-static"] == pytest.approx(65 - 63)  # halfway between two cascades
@@ -127,7 +127,7 @@ def test_exits_of_texts_are_compared_at_the_cost_of_three_layers():
     results = {
         arm: trained if arm.endswith(("alone", "exits", "more", "teaches", "encoder")) else curve(0.01)
         for arm in textexits.ARMS
-    } | {textexits.alone("3"): network("3", 200, 0.68), textexits.of(textexits.EXITS): curve(0)}
+    } | {textexits.alone("3"): network("3", 200, 0.68), textexits.cascaded(textexits.EXITS): curve(0)}
     found = judged(textexits.STUDY, results)
     assert found["better-than-static"] == pytest.approx(70 - 68)
     assert found["better-than-chance"] == pytest.approx(2)

@@ -56,8 +56,8 @@ def nest(subs: tuple[str, ...], kind: str) -> str:
 def nested(subs: tuple[str, ...], calibrated: tuple[str, ...] = (), **arguments: Any) -> Arm:
     """A nested net trained from scratch."""
     named = [tuple(f"{d}={BLOCKS[d]}" for d in ds) for ds in (subs, calibrated)]
-    own = {"net": "resnet32", "depths": named[0], "calibrated": named[1]}
-    return Arm("ekd", FIRST | own | arguments)
+    network = {"net": "resnet32", "depths": named[0], "calibrated": named[1]}
+    return Arm("ekd", FIRST | network | arguments)
 
 
 def two_phase(subs: tuple[str, ...], share: float = 0.5, **arguments: Any) -> Arm:
@@ -150,8 +150,8 @@ def bound(subs: tuple[str, ...], arm: str) -> Measure:
     With labels only: every common prefix runs once, without a teacher, and the full net alone until
     the sub-nets join it.
     """
-    own = SCHEDULES[ARMS[arm].arguments["schedule"]] | dict(ARMS[arm].arguments)
-    full_alone = own["distill_from"]
+    arguments = SCHEDULES[ARMS[arm].arguments["schedule"]] | dict(ARMS[arm].arguments)
+    full_alone = arguments["distill_from"]
     macs = full_alone + (1 - full_alone) * joint_macs(subs)
     passes = sum(ARMS[arm].scaled.values()) or 1.0
     before = seconds(*ARMS[arm].needed)

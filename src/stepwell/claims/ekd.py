@@ -52,8 +52,8 @@ def nested(subs: tuple[str, ...], share: float, **arguments: Any) -> Arm:
 
     share: epochs of its own training, over the full net's.
     """
-    own = {"net": "resnet32", "depths": tuple(f"{d}={BLOCKS[d]}" for d in subs)}
-    return Arm("ekd", own | arguments, {"init": alone(FULL)}, {"nest_epochs": share})
+    network = {"net": "resnet32", "depths": tuple(f"{d}={BLOCKS[d]}" for d in subs)}
+    return Arm("ekd", network | arguments, {"init": alone(FULL)}, {"nest_epochs": share})
 
 
 def separate(depth: str, share: float = 1.0) -> Arm:
@@ -114,13 +114,13 @@ class Rivals(NamedTuple):
         """Exploratory claims: the mean, and every depth within half a point."""
         mean = Claim(f"{slug}/mean", f"{text}, on average over its depths", "not asked", ACCURACY,
                      self.shown, self.mean_gain, pool=f"{slug}/mean")  # fmt: skip
-        each = [
+        by_depth = [
             more(f"{slug}/{d}", f"{text}, at depth {d}, within half a point", "not asked",
                  (self.arm, accuracy(self.arm, d)), (arm, accuracy(arm, d)), -0.5, ACCURACY,
                  pool="depths")
             for d, arm in self.rivals.items()
         ]  # fmt: skip
-        return [mean, *each]
+        return [mean, *by_depth]
 
 
 def minus(measure: Measure, number: float) -> Measure:

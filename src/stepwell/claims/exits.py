@@ -60,7 +60,7 @@ def cascades(
     return clock.result(test)
 
 
-def of(arm: str, how: str = "confidence") -> str:
+def cascaded(arm: str, how: str = "confidence") -> str:
     """The arm of the cascades of another arm's network."""
     return f"{arm}, by {how}"
 
@@ -85,12 +85,12 @@ HOW: dict[str, dict[str, Any]] = {
 ARMS: dict[str, Arm] = {
     **{alone(d): Arm("supervised", {"net": f"resnet{d}"}) for d in (FULL, SMALL)},
     EXITS: exits(),
-    of(EXITS): cascades_of(EXITS),
-    **{of(EXITS, name): cascades_of(EXITS, **how) for name, how in HOW.items()},
+    cascaded(EXITS): cascades_of(EXITS),
+    **{cascaded(EXITS, name): cascades_of(EXITS, **how) for name, how in HOW.items()},
     TAUGHT: exits(kl=1.0),
     FROZEN: Arm("exits", {"net": f"resnet{FULL}", "schedule": "frozen"}, scaled={"epochs": 0.5}),
     MSDNET: exits(net="msdnet10"),
-    **{of(arm): cascades_of(arm) for arm in (TAUGHT, FROZEN, MSDNET)},
+    **{cascaded(arm): cascades_of(arm) for arm in (TAUGHT, FROZEN, MSDNET)},
     alone(SMALLEST): Arm("supervised", {"net": f"resnet{SMALLEST}"}),
 }
 
@@ -115,10 +115,10 @@ def within(arm: str, macs: Measure) -> Measure:
 def budgets_of(result: Mapping[str, Any], key: str) -> list[float]:
     """A measure of an arm's cascades, of those budgets that one keeps to; `Absent` if none does."""
     test = result["test"]
-    found = [test[name] for i in range(1, BUDGETS + 1) if (name := f"{i}/{key}") in test]
-    if not found:
+    values = [test[name] for i in range(1, BUDGETS + 1) if (name := f"{i}/{key}") in test]
+    if not values:
         raise Absent(key)
-    return found
+    return values
 
 
 def over_budgets(arm: str, key: str) -> Measure:
@@ -141,8 +141,8 @@ def beyond_chance(id: str, noun: str) -> Claim:
     return more(
         id, "Confidence decides better than chance: over all budgets, the cascades are more than half "
         f"a point above as many {noun} at each exit, drawn at random", "not asked",
-        ("by confidence", over_budgets(of(EXITS), "accuracy")),
-        ("by chance", over_budgets(of(EXITS), "random_accuracy")), 0.5, ACCURACY, expected=1.2,
+        ("by confidence", over_budgets(cascaded(EXITS), "accuracy")),
+        ("by chance", over_budgets(cascaded(EXITS), "random_accuracy")), 0.5, ACCURACY, expected=1.2,
     )  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def one_by_one(id: str = "saves/ms", arm: str = EXITS, least: float = 0.8) -> Cl
 
 def others(cases: Iterable[tuple[str, str, str, str]], cost: Measure) -> list[Claim]:
     """Claims that cascades (id, arm, text, paper) are better at a cost than those by confidence."""
-    usual = of(EXITS), within(of(EXITS), cost)
+    usual = cascaded(EXITS), within(cascaded(EXITS), cost)
     return [
         more(f"other/{id}", text, paper, (arm, within(arm, cost)), usual, 0.0, ACCURACY)
         for id, arm, text, paper in cases
@@ -165,8 +165,8 @@ def others(cases: Iterable[tuple[str, str, str, str]], cost: Measure) -> list[Cl
 
 
 COST = macs_of(alone(SMALL), SMALL)
-BY_CONFIDENCE = within(of(EXITS), COST)
-COSTLIEST = accuracy(of(EXITS), str(BUDGETS))
+BY_CONFIDENCE = within(cascaded(EXITS), COST)
+COSTLIEST = accuracy(cascaded(EXITS), str(BUDGETS))
 #: Named before the runs: a dynamic network is better than a static one of its cost, by its decisions,
 #: and exits do not harm the network.
 PRIMARY = ("better-than-static", "better-than-chance", "network-unharmed")
@@ -185,7 +185,7 @@ CLAIMS = [
           {"cascade": of_cascade("macs"), "network": of_cascade("full_macs")}, 0.75, below=True),
     one_by_one(),
     more("static", "The costliest cascade is as accurate as the network trained alone, within half a "
-         "point", "not asked", (of(EXITS), COSTLIEST), (alone(FULL), accuracy(alone(FULL), FULL)),
+         "point", "not asked", (cascaded(EXITS), COSTLIEST), (alone(FULL), accuracy(alone(FULL), FULL)),
          -0.5, ACCURACY),
     more("exit1", f"The first exit is as accurate as ResNet-{SMALLEST} alone, within half a point",
          "not asked", (EXITS, accuracy(EXITS, "exit1")),
@@ -193,14 +193,14 @@ CLAIMS = [
     more("oracle", "The first right exit of the saved cascade, an oracle, is more than 3 points above "
          "the costliest cascade: better decisions would pay", "not asked",
          ("oracle", lambda results: 100 * of_cascade("oracle_accuracy")(results)),
-         (of(EXITS), COSTLIEST), 3.0, ACCURACY, pool="oracle"),
+         (cascaded(EXITS), COSTLIEST), 3.0, ACCURACY, pool="oracle"),
     *others((
-          ("taught", of(TAUGHT), "Soft targets of the last exit help cascades", "not asked"),
-          ("frozen", of(FROZEN), "Exits trained on a frozen network give better cascades than joint "
-           "ones", "keeps the network as it is (DeeBERT)"),
-          ("msdnet", of(MSDNET), "MSDNet gives better cascades than ResNet-20 at this cost",
+          ("taught", cascaded(TAUGHT), "Soft targets of the last exit help cascades", "not asked"),
+          ("frozen", cascaded(FROZEN), "Exits trained on a frozen network give better cascades than "
+           "joint ones", "keeps the network as it is (DeeBERT)"),
+          ("msdnet", cascaded(MSDNET), "MSDNet gives better cascades than ResNet-20 at this cost",
            "far above ResNets with exits (Fig. 7 of MSDNet)"),
-          *((f"by/{i}", of(EXITS, name), f"Cascades by {name} are better than by confidence",
+          *((f"by/{i}", cascaded(EXITS, name), f"Cascades by {name} are better than by confidence",
              "not asked") for i, name in enumerate(HOW, start=1))), COST),
 ]  # fmt: skip
 
@@ -213,16 +213,16 @@ STUDY = Study(
     fingerprint=image_fingerprint,
     questions=[
         Question("Are cascades of exits better than static networks?",
-                 (alone("*"), EXITS, of(EXITS)), ("saves/*", "static", "exit1", "oracle")),
+                 (alone("*"), EXITS, cascaded(EXITS)), ("saves/*", "static", "exit1", "oracle")),
         Question("Which exits, and which criterion?", (f"{EXITS}*", f"{MSDNET}*"), ("other/*",)),
     ],
     plot=Plot(Axis("million MACs an image", 1e-6), Axis("test accuracy, %", 100), {
         "networks trained alone": [Point(alone(d), f"{d}/macs", f"{d}/accuracy")
                                    for d in (SMALLEST, SMALL, FULL)],
         "exits": [Point(EXITS, f"{d}/macs", f"{d}/accuracy") for d in ("exit1", "exit2", FULL)],
-        "cascades by confidence": [Point(of(EXITS), f"{i}/mean_macs", f"{i}/accuracy")
+        "cascades by confidence": [Point(cascaded(EXITS), f"{i}/mean_macs", f"{i}/accuracy")
                                    for i in range(1, BUDGETS + 1)],
-        "cascades of MSDNet": [Point(of(MSDNET), f"{i}/mean_macs", f"{i}/accuracy")
+        "cascades of MSDNet": [Point(cascaded(MSDNET), f"{i}/mean_macs", f"{i}/accuracy")
                                for i in range(1, BUDGETS + 1)],
     }),
 )  # fmt: skip

@@ -57,7 +57,7 @@ def small_clips(folder: Path) -> dict[str, object]:
         for i, values in enumerate(digits.images[digits.target == name][:60]):
             shown, begin = Image.fromarray((values * 15.9).astype(np.uint8)), int(rng.integers(15))
             blank = Image.new("L", shown.size, 60)
-            clip = [shown if begin <= at < begin + 2 else blank for at in range(16)]
+            clip = [shown if begin <= frame < begin + 2 else blank for frame in range(16)]
             place = folder / "clips" / ("train" if i < 40 else "test") / str(name)
             place.mkdir(parents=True, exist_ok=True)
             clip[0].save(place / f"{i}.tif", save_all=True, append_images=clip[1:])

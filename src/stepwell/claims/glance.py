@@ -47,9 +47,9 @@ def on_close_ups(
 
 def looking(where: str, recipe: str = "glance", glances: str = GLANCES, encoder: str = ENCODER) -> Arm:
     """A network that looks where `where` says; without a policy's phase, the others are longer."""
-    own: dict[str, Any] = {"net": NET, "glances": int(glances), "where": where}
+    settings: dict[str, Any] = {"net": NET, "glances": int(glances), "where": where}
     epochs = 1.0 if where == "policy" else ALL_PHASES / WITHOUT_POLICY
-    return Arm(recipe, own, {"init": encoder}, {"epochs": epochs})
+    return Arm(recipe, settings, {"init": encoder}, {"epochs": epochs})
 
 
 ARMS: dict[str, Arm] = {

@@ -33,8 +33,8 @@ TARGET = 0.5
 
 def masks(**arguments: Any) -> Arm:
     """Masks on the network that the first half of the epochs trained."""
-    own = {"net": f"resnet{FULL}", "target": TARGET} | arguments
-    return Arm("pixels", own, {"init": FIRST}, {"epochs": 0.5})
+    settings = {"net": f"resnet{FULL}", "target": TARGET} | arguments
+    return Arm("pixels", settings, {"init": FIRST}, {"epochs": 0.5})
 
 
 ARMS: dict[str, Arm] = {

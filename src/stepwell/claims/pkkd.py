@@ -58,7 +58,7 @@ ARMS: dict[str, Arm] = {
 }  # fmt: skip
 
 
-def of(arm: str) -> Measure:
+def accuracy_of(arm: str) -> Measure:
     """An arm's accuracy in percent."""
     return accuracy(arm, DEPTH)
 
@@ -71,7 +71,10 @@ def above(
     return more(id, text, paper, *named, margin, ACCURACY, **options)
 
 
-GAINS = less(of(PKKD), of(ADDER)), less(of(CONTROL), of(CONVOLUTION))
+GAINS = (
+    less(accuracy_of(PKKD), accuracy_of(ADDER)),
+    less(accuracy_of(CONTROL), accuracy_of(CONVOLUTION)),
+)
 #: Named before the runs: the teaching helps, its features matter beside soft targets, and the gain is
 #: that of adder layers.
 PRIMARY = ("better-than-alone", "features-matter", "gain-of-adders")

@@ -30,8 +30,8 @@ TARGET = 0.6
 
 def gates(**arguments: Any) -> Arm:
     """Gates on the network that the first half of the epochs trained."""
-    own = {"net": f"resnet{FULL}", "target": TARGET} | arguments
-    return Arm("skipping", own, {"init": FIRST}, {"epochs": 0.5})
+    settings = {"net": f"resnet{FULL}", "target": TARGET} | arguments
+    return Arm("skipping", settings, {"init": FIRST}, {"epochs": 0.5})
 
 
 ARMS: dict[str, Arm] = {

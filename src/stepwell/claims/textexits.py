@@ -17,8 +17,8 @@ from stepwell.claims.bert.tiny import small_study
 from stepwell.claims.exits import (
     BUDGETS,
     beyond_chance,
+    cascaded,
     cascades_of,
-    of,
     of_cascade,
     one_by_one,
     others,
@@ -41,7 +41,7 @@ def exits(**arguments: Any) -> Arm:
     return Arm("exits", {"lr": RATE} | arguments)
 
 
-PATIENCE, ENTROPY = of(EXITS, "patience"), of(EXITS, "entropy")
+PATIENCE, ENTROPY = cascaded(EXITS, "patience"), cascaded(EXITS, "entropy")
 LABELS: dict[str, Any] = {"attention": 0.0, "cls": 0.0, "kl": 0.0, "ce": 1.0}
 ARMS: dict[str, Arm] = {
     alone(FULL): Arm("supervised", {"lr": RATE}),
@@ -49,17 +49,17 @@ ARMS: dict[str, Arm] = {
         "bert", {"student_layers": int(SMALL), "lr": RATE} | LABELS, {"teacher": alone(FULL)}
     ),
     EXITS: exits(),
-    of(EXITS): cascades_of(EXITS),
+    cascaded(EXITS): cascades_of(EXITS),
     PATIENCE: cascades_of(EXITS, criterion="patience"),
     ENTROPY: cascades_of(EXITS, criterion="entropy"),
     WEIGHTED: exits(weights="depth"),
     TAUGHT: exits(kl=1.0),
     FROZEN: Arm("exits", {"lr": RATE, "schedule": "frozen"}, scaled={"epochs": 0.5}),
-    **{of(arm): cascades_of(arm) for arm in (WEIGHTED, TAUGHT, FROZEN)},
+    **{cascaded(arm): cascades_of(arm) for arm in (WEIGHTED, TAUGHT, FROZEN)},
 }
 
 COST = macs_of(alone(SMALL), SMALL)
-BY_CONFIDENCE = within(of(EXITS), COST)
+BY_CONFIDENCE = within(cascaded(EXITS), COST)
 #: Named before the runs, as for exits on images.
 PRIMARY = ("better-than-static", "better-than-chance", "network-unharmed")
 CLAIMS = [
@@ -84,10 +84,11 @@ CLAIMS = [
           ("patience", PATIENCE, "Patience is better than confidence",
            "above confidence at equal speed (Fig. 1 of PABEE)"),
           ("entropy", ENTROPY, "Entropy is better than confidence", "not asked"),
-          ("weighted", of(WEIGHTED), "Weights that grow with the exit help cascades", "not asked"),
-          ("taught", of(TAUGHT), "Soft targets of the last exit help cascades", "not asked"),
-          ("frozen", of(FROZEN), "Exits on a frozen encoder give better cascades than joint ones",
-           "not asked")), COST),
+          ("weighted", cascaded(WEIGHTED), "Weights that grow with the exit help cascades",
+           "not asked"),
+          ("taught", cascaded(TAUGHT), "Soft targets of the last exit help cascades", "not asked"),
+          ("frozen", cascaded(FROZEN), "Exits on a frozen encoder give better cascades than joint "
+           "ones", "not asked")), COST),
 ]  # fmt: skip
 
 STUDY = Study(
@@ -99,14 +100,14 @@ STUDY = Study(
     fingerprint=fingerprint,
     questions=[
         Question("Are cascades of exits better than a shallower encoder?",
-                 (alone("*"), EXITS, of(EXITS)), ("saves/*", "oracle")),
+                 (alone("*"), EXITS, cascaded(EXITS)), ("saves/*", "oracle")),
         Question("Which exits, and which criterion?", (f"{EXITS}*",), ("other/*",)),
     ],
     plot=Plot(Axis("million MACs a text", 1e-6), Axis("test accuracy, %", 100), {
         "encoders alone": [Point(alone(d), f"{d}/macs", f"{d}/accuracy") for d in (SMALL, FULL)],
         "exits": [Point(EXITS, f"{d}/macs", f"{d}/accuracy")
                   for d in (*(f"exit{i}" for i in range(1, 6)), FULL)],
-        "cascades by confidence": [Point(of(EXITS), f"{i}/mean_macs", f"{i}/accuracy")
+        "cascades by confidence": [Point(cascaded(EXITS), f"{i}/mean_macs", f"{i}/accuracy")
                                    for i in range(1, BUDGETS + 1)],
     }),
 )  # fmt: skip

@@ -43,8 +43,8 @@ NO_ATTENTION, NO_CLS = {"attention": 0.0}, {"cls": 0.0}
 
 def student(**arguments: Any) -> Arm:
     """A student of three layers."""
-    own = {"student_layers": int(SHALLOW), "lr": RATE} | arguments
-    return Arm("bert", own, {"teacher": TEACHER})
+    settings = {"student_layers": int(SHALLOW), "lr": RATE} | arguments
+    return Arm("bert", settings, {"teacher": TEACHER})
 
 
 def nested(**arguments: Any) -> Arm:

@@ -66,31 +66,31 @@ def pictures(
             copies, and delete salient nodes. repeats: networks of each such test.
         drawing: flags of `train cnc`.
     """
-    clock, found = Clock(), dict[str, float]()
+    clock, measures = Clock(), dict[str, float]()
     how: dict[str, Any] = {"seed": seed, "val_fraction": 0.0} | drawing
     for task in tasks:
         with _networks(out / task, TASKS[task](nodes), train, test, seed) as folder:
             run = out / f"{task} run"
             results = call(cnc, data=str(folder), out=run, epochs=epochs, **how)
-            found |= _rates(task, results["test"], results["rows"])
+            measures |= _rates(task, results["test"], results["rows"])
             if changed:
                 with clock.paused():
                     net = load(run / "net.safetensors").eval()
-                    found |= _deleted(task, net, folder, seed)
+                    measures |= _deleted(task, net, folder, seed)
                     if task == "ba-ws":
-                        found |= _changed(net, nodes, repeats, seed)
+                        measures |= _changed(net, nodes, repeats, seed)
             shutil.rmtree(run)
     if fields:
         with clock.paused(), _fields(out / "fields", Path(data), seed) as folder:
             results = call(
                 cnc, data=str(folder), out=out / "fields run", epochs=field_epochs, balance=True, **how
             )
-            found |= _rates("fields", results["test"], results["rows"])
+            measures |= _rates("fields", results["test"], results["rows"])
             if changed:
                 net = load(out / "fields run" / "net.safetensors").eval()
-                found |= _copied(net, folder, 2 * repeats, seed)
+                measures |= _copied(net, folder, 2 * repeats, seed)
             shutil.rmtree(out / "fields run")
-    return _result(found, clock)
+    return _result(measures, clock)
 
 
 def statistics(
@@ -99,8 +99,11 @@ def statistics(
     """Logistic regression on statistics of the network, without a picture."""
 
     def rates(folder: Path) -> dict[str, float]:
-        own, others, *labels = _read_parts(folder)
-        tables = (np.array([numbers_of(one, features) for one in part]) for part in (own, others))
+        train_part, test_part, *labels = _read_parts(folder)
+        tables = (
+            np.array([numbers_of(network, features) for network in part])
+            for part in (train_part, test_part)
+        )
         return regression(*tables, *labels, balanced=True)
 
     return _everywhere(rates, out, data, nodes, train, test, seed)
@@ -145,13 +148,13 @@ def _everywhere(
     test: int, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The rates on every task's networks, and on the real fields, whose time does not count."""
-    clock, found = Clock(), dict[str, float]()
+    clock, measures = Clock(), dict[str, float]()
     for task, classes in TASKS.items():
         with _networks(out / task, classes(nodes), train, test, seed) as folder:
-            found |= _named(task, rates(folder))
+            measures |= _named(task, rates(folder))
     with clock.paused(), _fields(out / "fields", Path(data), seed) as folder:
-        found |= _named("fields", rates(folder))
-    return _result(found, clock)
+        measures |= _named("fields", rates(folder))
+    return _result(measures, clock)
 
 
 def published_split(
@@ -191,11 +194,11 @@ def published_split(
     return _result(_rates("ba-null", results["test"], results["rows"]), clock)
 
 
-def _result(found: dict[str, float], clock: Clock) -> dict[str, Any]:
+def _result(measures: dict[str, float], clock: Clock) -> dict[str, Any]:
     """The results of an arm, with the mean over the tasks if all are there."""
-    every = [found[f"{task}/accuracy"] for task in TASKS if f"{task}/accuracy" in found]
+    every = [measures[f"{task}/accuracy"] for task in TASKS if f"{task}/accuracy" in measures]
     mean = {"mean/accuracy": float(np.mean(every))} if len(every) == len(TASKS) else {}
-    return clock.result(mean | found)
+    return clock.result(mean | measures)
 
 
 @contextmanager
@@ -274,7 +277,7 @@ def _read_parts(
 
 def _changed(net: NestedNet, nodes: int, repeats: int, seed: int) -> dict[str, float]:
     """Recall of each class on networks unlike the training ones."""
-    classes, found = net.card.classes, dict[str, float]()
+    classes, recalls = net.card.classes, dict[str, float]()
     kinds: dict[str, dict[str, Generator]] = {}
     for times in (0.5, 1.5):
         size = int(times * nodes)
@@ -282,22 +285,24 @@ def _changed(net: NestedNet, nodes: int, repeats: int, seed: int) -> dict[str, f
             "ba": barabasi_albert(size, 4),
             "ws": watts_strogatz(size, 8, 0.1),
         }
-    for each in (2, 3, 6, 8):
-        kinds[f"m {each}"] = {
-            "ba": barabasi_albert(nodes, each), "ws": watts_strogatz(nodes, 2 * each, 0.1),
+    for links in (2, 3, 6, 8):
+        kinds[f"m {links}"] = {
+            "ba": barabasi_albert(nodes, links), "ws": watts_strogatz(nodes, 2 * links, 0.1),
         }  # fmt: skip
     for rate in (0.3, 0.6, 1.0):
         kinds[f"p {rate:g}"] = {"ws": watts_strogatz(nodes, 8, rate)}
     for share in (0.05, 0.1, 0.2):
         usual = {"ba": barabasi_albert(nodes, 4), "ws": watts_strogatz(nodes, 8, 0.1)}
-        kinds[f"-{share:.0%} edges"] = {c: without_edges(of, share) for c, of in usual.items()}
+        kinds[f"-{share:.0%} edges"] = {
+            c: without_edges(generator, share) for c, generator in usual.items()
+        }
     for number, (kind, generators) in enumerate(kinds.items()):
-        for name, of in generators.items():
+        for name, generator in generators.items():
             # four numbers: others than those of `write_networks`
             rng = np.random.default_rng([seed, 1, number, 1 + classes.index(name)])
-            answers = _answers(net, [_read(of(rng)) for _ in range(repeats)])
-            found[f"{kind}: {name}/recall"] = float((answers == classes.index(name)).mean())
-    return found
+            answers = _answers(net, [_read(generator(rng)) for _ in range(repeats)])
+            recalls[f"{kind}: {name}/recall"] = float((answers == classes.index(name)).mean())
+    return recalls
 
 
 def _copied(net: NestedNet, folder: Path, count: int, seed: int) -> dict[str, float]:
@@ -310,7 +315,7 @@ def _copied(net: NestedNet, folder: Path, count: int, seed: int) -> dict[str, fl
         network = read_network(file, net.card.drawing)
         copies = [network, *(_renamed(network, rng) for _ in range(2))]
         with store.one_thread():
-            pixels = [draw(one, net.card.drawing, net.card.size).pixels for one in copies]
+            pixels = [draw(copy, net.card.drawing, net.card.size).pixels for copy in copies]
         with torch.no_grad():
             answers = net(normalised(pixels, net.card)).argmax(1)
         same += (answers[1:] == answers[0]).tolist()
@@ -320,8 +325,10 @@ def _copied(net: NestedNet, folder: Path, count: int, seed: int) -> dict[str, fl
 
 def _deleted(task: str, net: NestedNet, folder: Path, seed: int) -> dict[str, float]:
     test = load_images(str(folder), net.card.size, drawing=net.card.drawing).test
-    found = explain(net, test, test.classes, seed)["deletion"]
-    return {f"{task}/{key}": float(found[key]) for key in ("salient", "equal degree") if key in found}
+    deletion = explain(net, test, test.classes, seed)["deletion"]
+    return {
+        f"{task}/{key}": float(deletion[key]) for key in ("salient", "equal degree") if key in deletion
+    }
 
 
 def _read(edges: NDArray[np.int64]) -> Network:
@@ -343,8 +350,8 @@ def _answers(net: NestedNet, networks: Sequence[Network]) -> NDArray[np.int64]:
     with store.one_thread():
         pixels = [draw(network, net.card.drawing, net.card.size).pixels for network in networks]
     with torch.no_grad():
-        found: NDArray[np.int64] = net(normalised(pixels, net.card)).argmax(1).numpy()
-    return found
+        answers: NDArray[np.int64] = net(normalised(pixels, net.card)).argmax(1).numpy()
+    return answers
 
 
 def networks_digest(arguments: Mapping[str, Any]) -> str:
@@ -363,10 +370,10 @@ def write_quick(folder: Path) -> dict[str, Any]:
     place = folder / "fields"
     lines = []
     kinds = {"one": barabasi_albert(20, 2), "other": watts_strogatz(20, 4, 0.2)}
-    for index, (name, of) in enumerate(kinds.items()):
+    for index, (name, generator) in enumerate(kinds.items()):
         (place / name).mkdir(parents=True, exist_ok=True)
         for number in range(8):
-            edges = of(np.random.default_rng([index, number]))
+            edges = generator(np.random.default_rng([index, number]))
             text = "".join(f"{a} {b}\n" for a, b in edges.tolist())
             (place / name / f"{number}.edges").write_text(text, encoding="utf-8")
             lines.append(f"{name}/{number}.edges\t{name}{number // 2}\n")

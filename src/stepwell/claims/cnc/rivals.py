@@ -98,17 +98,17 @@ def graphlets(table: Any) -> list[float]:
 
 def _complete(table: Any, sources: NDArray[Any], targets: NDArray[Any]) -> float:
     """The number of complete subgraphs of four nodes."""
-    neighbours = [set(one) for one in _neighbours(table)]
+    neighbours = [set(row) for row in _neighbours(table)]
     total = 0
     for a, b in zip(sources.tolist(), targets.tolist(), strict=True):
-        both = neighbours[a] & neighbours[b]
-        total += sum(len(neighbours[c] & both) for c in both)
+        common = neighbours[a] & neighbours[b]
+        total += sum(len(neighbours[c] & common) for c in common)
     return total / 12  # each is found at six edges, and each of its edges across twice
 
 
 def _neighbours(table: Any) -> list[list[int]]:
     """The neighbours of each node."""
-    return [one.tolist() for one in np.split(table.indices, table.indptr[1:-1])]
+    return [row.tolist() for row in np.split(table.indices, table.indptr[1:-1])]
 
 
 def colours(network: Network, rounds: int = ROUNDS) -> Counter[int]:
@@ -118,12 +118,12 @@ def colours(network: Network, rounds: int = ROUNDS) -> Counter[int]:
     of its neighbours'. So equal colours have equal numbers in every network.
     """
     near = _neighbours(adjacency(network))
-    now = [hash((0, len(one))) for one in near]
+    now = [hash((0, len(neighbours))) for neighbours in near]
     counts = Counter(now)
     for number in range(1, rounds + 1):
         now = [
-            hash((number, colour, *sorted(now[i] for i in one)))
-            for colour, one in zip(now, near, strict=True)
+            hash((number, colour, *sorted(now[i] for i in neighbours)))
+            for colour, neighbours in zip(now, near, strict=True)
         ]
         counts.update(now)
     return counts
@@ -146,7 +146,7 @@ def colour_kernel(
     from sklearn.svm import SVC
 
     counted: list[list[Mapping[str, int]]] = [
-        [{str(colour): count for colour, count in colours(one).items()} for one in part]
+        [{str(colour): count for colour, count in colours(network).items()} for network in part]
         for part in (train, test)
     ]
     machine = make_pipeline(
@@ -197,8 +197,8 @@ def isomorphism_network(
         edges = torch.tensor(np.stack([table.row, table.col]), dtype=torch.int64)
         return Data(x=x, edge_index=edges, y=int(label))
 
-    own, others = (
-        [graph(one, label) for one, label in zip(part, labels, strict=True)]
+    training, tests = (
+        [graph(network, label) for network, label in zip(part, labels, strict=True)]
         for part, labels in ((train, train_labels), (test, test_labels))
     )
     with torch.random.fork_rng():
@@ -209,12 +209,12 @@ def isomorphism_network(
         counts = torch.from_numpy(np.bincount(train_labels))
         weight = counts.sum() / (len(counts) * counts.float())
         for _ in range(epochs):
-            for batch in DataLoader(own, batch_size=32, shuffle=True):
+            for batch in DataLoader(training, batch_size=32, shuffle=True):
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(model(batch), batch.y, weight).backward()
                 optimizer.step()
             schedule.step()
     model.eval()
     with torch.no_grad():
-        found = torch.cat([model(batch).argmax(1) for batch in DataLoader(others, batch_size=64)])
-    return accuracies(found.numpy(), test_labels)
+        predictions = torch.cat([model(batch).argmax(1) for batch in DataLoader(tests, batch_size=64)])
+    return accuracies(predictions.numpy(), test_labels)

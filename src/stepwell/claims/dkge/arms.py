@@ -53,7 +53,7 @@ def follow(
         entities whose joint vector differs from the one that their context gives.
     """
     state = read_state(base)
-    found, clock = [], time.perf_counter()
+    measured, clock = [], time.perf_counter()
     for step, (start, before, now) in enumerate(_steps(data, steps, part)):
         old, new = dict.fromkeys(before.train), dict.fromkeys(now.train)
         added, removed = [f for f in new if f not in old], [f for f in old if f not in new]
@@ -65,8 +65,8 @@ def follow(
         spent = {"step_seconds": time.process_time() - since} | extra
         if "trained" in spent:
             spent["stale"] = _stale(state)
-        found.append(_measures(state, start, before, now) | spent)
-    return _result(found, time.perf_counter() - clock)
+        measured.append(_measures(state, start, before, now) | spent)
+    return _result(measured, time.perf_counter() - clock)
 
 
 def retrain(
@@ -74,13 +74,13 @@ def retrain(
     seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Learn every later snapshot from scratch; return the same as `follow`."""
-    found, clock = [], time.perf_counter()
+    measured, clock = [], time.perf_counter()
     for start, before, now in _steps(data, steps, part):
         results = _scratch(now, out / now.name, epochs, encoder, seed)
         state = read_state(out / now.name / "net.safetensors")
         spent = {"step_seconds": results["cpu_seconds"]}
-        found.append(_measures(state, start, before, now) | spent)
-    return _result(found, time.perf_counter() - clock)
+        measured.append(_measures(state, start, before, now) | spent)
+    return _result(measured, time.perf_counter() - clock)
 
 
 def pykeen_retrain(
@@ -98,16 +98,16 @@ def pykeen_retrain(
         raise ImportError(
             "these arms train by pykeen: pip install 'stepwell[kg]', or leave them out with --arms"
         ) from error
-    found, clock = [], time.perf_counter()
+    measured, clock = [], time.perf_counter()
     for start, before, now in _steps(data, steps, part):
         entities, relations = Names("entity"), Names("relation")
         rows = numbered(now.train, entities, relations)
         since = time.process_time()
         far = _pykeen(rows, len(entities), len(relations), model, epochs, seed)
         spent = time.process_time() - since
-        seen = Examined(entities, relations, start, before, now)
-        found.append(seen.measures(far) | {"step_seconds": spent})
-    return _result(found, time.perf_counter() - clock)
+        examined = Examined(entities, relations, start, before, now)
+        measured.append(examined.measures(far) | {"step_seconds": spent})
+    return _result(measured, time.perf_counter() - clock)
 
 
 def _steps(data: str, steps: int, part: str) -> Iterator[tuple[Snapshot, Snapshot, Snapshot]]:
@@ -118,8 +118,8 @@ def _steps(data: str, steps: int, part: str) -> Iterator[tuple[Snapshot, Snapsho
 
 
 def _measures(state: State, start: Snapshot, before: Snapshot, now: Snapshot) -> dict[str, float]:
-    seen = Examined(state.names["entity"], state.names["relation"], start, before, now)
-    return seen.measures(partial(distances_to_all, state.vectors()))
+    examined = Examined(state.names["entity"], state.names["relation"], start, before, now)
+    return examined.measures(partial(distances_to_all, state.vectors()))
 
 
 def _result(steps: list[dict[str, float]], seconds: float) -> dict[str, Any]:
@@ -148,9 +148,9 @@ def _step(
         _place(state, added, removed)
         return {}
     if way in ("added triples", "all triples"):
-        left = state.rows_of(removed)
+        removed_rows = state.rows_of(removed)
         _place(state, added, removed)
-        _train_on(state, added if way == "added triples" else None, left, how)
+        _train_on(state, added if way == "added triples" else None, removed_rows, how)
         return {}
     rule: Rule = way  # type: ignore[assignment]  # the ways that are left
     change, learned = state.learn(added, removed, replace(how, rule=rule))
@@ -163,9 +163,9 @@ def _step(
 
 def _stale(state: State) -> float:
     """The share of entities whose joint vector differs from the one that their context gives."""
-    there = state.present()
-    fresh = joint_vectors(state.net, state.snapshot)["entity"][: len(there)]
-    apart = (fresh - state.vectors()["entity"]).norm(dim=1)[there]
+    present = state.present()
+    fresh = joint_vectors(state.net, state.snapshot)["entity"][: len(present)]
+    apart = (fresh - state.vectors()["entity"]).norm(dim=1)[present]
     return float((apart > 1e-4).float().mean())
 
 
@@ -176,10 +176,10 @@ def _place(state: State, added: list[Fact], removed: list[Fact]) -> None:
     start = initial_vectors(state.joint, change.rows[: len(added)], change.new)
     tables: dict[str, Tensor] = {}
     for kind in KINDS:
-        which = torch.from_numpy(change.new[kind])
-        for what in ("knowledge", "joint", *(["contextual"] if state.net.has_context else [])):
-            tables[f"{what}.{kind}.which"] = which
-            tables[f"{what}.{kind}.rows"] = start[kind]
+        places = torch.from_numpy(change.new[kind])
+        for name in ("knowledge", "joint", *(["contextual"] if state.net.has_context else [])):
+            tables[f"{name}.{kind}.which"] = places
+            tables[f"{name}.{kind}.rows"] = start[kind]
     state.apply(change, tables, 0)
 
 
@@ -238,9 +238,9 @@ def _pykeen(rows: Rows, entities: int, relations: int, model: str, epochs: int, 
 
     @torch.no_grad()
     def far(triples: Rows, side: Side) -> Tensor:
-        given = torch.from_numpy(triples)
+        batch = torch.from_numpy(triples)
         if side == "tail":
-            return -net.score_t(given[:, [HEAD, RELATION]])
-        return -net.score_h(given[:, [RELATION, TAIL]])
+            return -net.score_t(batch[:, [HEAD, RELATION]])
+        return -net.score_h(batch[:, [RELATION, TAIL]])
 
     return far

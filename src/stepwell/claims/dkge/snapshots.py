@@ -64,21 +64,22 @@ def read_snapshots(data: str, steps: int, part: str = "test") -> list[Snapshot]:
         return _toy(steps)
     folders = snapshot_folders(Path(data))[-steps - 1 :]
     if len(folders) < 2:
-        found = f"--data {data}: not two snapshots" if data else "--data is missing"
+        problem = f"--data {data}: not two snapshots" if data else "--data is missing"
         raise ValueError(
-            f"{found}: give a folder of folders (such as 2008/, 2009/), each "
+            f"{problem}: give a folder of folders (such as 2008/, 2009/), each "
             "with train.tsv, valid.tsv and test.tsv, HEAD<tab>RELATION<tab>TAIL a line"
         )
     read = [{name: read_triples(f / f"{name}.tsv") for name in PARTS} for f in folders]
-    held = {fact for parts in read for name in ("valid", "test") for fact in parts[name]}
+    held_out = {fact for parts in read for name in ("valid", "test") for fact in parts[name]}
     snapshots = []
     for folder, parts in zip(folders, read, strict=True):
-        train = [f for f in parts["train"] if f not in held]
-        seen = {name for h, _, t in train for name in (h, t)}
+        train = [f for f in parts["train"] if f not in held_out]
+        entities = {name for h, _, t in train for name in (h, t)}
         relations = {r for _, r, _ in train}
         true = dict.fromkeys([*parts["valid"], *parts["test"], *parts["train"]])
         usable = [f for f in true
-                  if f in held and f[0] in seen and f[2] in seen and f[1] in relations]  # fmt: skip
+                  if f in held_out and f[0] in entities and f[2] in entities
+                  and f[1] in relations]  # fmt: skip
         judged = set(parts[part])
         snapshots.append(Snapshot(folder.name, train, usable, [f for f in usable if f in judged]))
     return snapshots
@@ -97,8 +98,8 @@ def _in_order(folder: Path) -> list[tuple[int, str]]:
 
 def snapshots_digest(arguments: Mapping[str, object]) -> str:
     """Hash of the snapshots that an arm with these arguments sees."""
-    found = read_snapshots(str(arguments["data"]), int(str(arguments["steps"])))
-    return "/".join(facts_digest([*s.train, *s.held_out]) for s in found)
+    snapshots = read_snapshots(str(arguments["data"]), int(str(arguments["steps"])))
+    return "/".join(facts_digest([*s.train, *s.held_out]) for s in snapshots)
 
 
 def questions(before: Snapshot, now: Snapshot) -> list[Question]:
@@ -136,7 +137,7 @@ class Examined:
             old = fact[0] in names and fact[2] in names
             parts["still" if fact in first.true else "came" if old else "new"].append(fact)
         self.parts = {part: rows(facts) for part, facts in parts.items()}
-        there = {name for h, _, t in now.train for name in (h, t)}
+        present = {name for h, _, t in now.train for name in (h, t)}
         relations_now = {r for _, r, _ in now.train}
         ends = {name for h, _, t in {*before.train} ^ {*now.train} for name in (h, t)}
         long = first.true & before.true
@@ -144,8 +145,8 @@ class Examined:
         drawn = np.random.default_rng(0).permutation(len(beside))[:BESIDE]
         self.beside = rows([beside[i] for i in drawn])
         gone = [f for f in before.train if f not in now.true and f[1] in relations_now]
-        self.gone = rows([f for f in gone if {f[0], f[2]} <= there])
-        answerable = [q for q in questions(before, now) if q.before[2] in there]
+        self.gone = rows([f for f in gone if {f[0], f[2]} <= present])
+        answerable = [q for q in questions(before, now) if q.before[2] in present]
         self.now, self.was = rows([q.now for q in answerable]), rows([q.before for q in answerable])
 
     def measures(self, far: Far) -> dict[str, float]:
@@ -153,15 +154,15 @@ class Examined:
 
         With "n" of each, the number of triples that it is a mean over.
         """
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         for part, rows in {**self.parts, "beside": self.beside}.items():
             ranks = rank_triples(far, rows, self.known, self.candidate)
-            found |= _named(part, len(rows), link_measures(ranks), "mrr", "hits@10")
-        found |= _named("gone", len(self.gone), {"unlearnt": self._auc(far)}, "unlearnt")
+            numbers |= _named(part, len(rows), link_measures(ranks), "mrr", "hits@10")
+        numbers |= _named("gone", len(self.gone), {"unlearnt": self._auc(far)}, "unlearnt")
         for name, rows in (("answer", self.now), ("old answer", self.was)):
             ranks = rank_triples(far, rows, self.known, self.candidate, ("tail",))
-            found |= _named(name, len(rows), link_measures(ranks), "hits@1", "mrr", "mean_rank")
-        return found
+            numbers |= _named(name, len(rows), link_measures(ranks), "hits@1", "mrr", "mean_rank")
+        return numbers
 
     def _auc(self, far: Far) -> float:
         """The share of pairs in which a deleted triple is more distant than a held-out true one."""
@@ -169,30 +170,30 @@ class Examined:
             return math.nan
         parts = []
         for rows in (self.parts["still"], self.gone):
-            own = [far(block, "tail").gather(1, torch.from_numpy(block[:, [TAIL]]))
-                   for block in np.array_split(rows, len(rows) // 256 + 1)]  # fmt: skip
-            parts.append(torch.cat(own).flatten())
+            distances = [far(block, "tail").gather(1, torch.from_numpy(block[:, [TAIL]]))
+                         for block in np.array_split(rows, len(rows) // 256 + 1)]  # fmt: skip
+            parts.append(torch.cat(distances).flatten())
         return retained_auc(*parts)
 
 
-def _named(part: str, count: int, measures: Mapping[str, float], *which: str) -> dict[str, float]:
-    return {f"{part}/{name}": measures[name] for name in which} | {f"{part}/n": count}
+def _named(part: str, count: int, measures: Mapping[str, float], *names: str) -> dict[str, float]:
+    return {f"{part}/{name}": measures[name] for name in names} | {f"{part}/n": count}
 
 
 def mean_measures(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean over steps; of "part/measure" over the triples of all steps, of "part/n" the sum."""
-    found = {}
+    means = {}
     for name in dict.fromkeys(name for step in steps for name in step):
         having = [step for step in steps if name in step and not math.isnan(step[name])]
         part, _, measure = name.rpartition("/")
         if measure == "n":
-            found[name] = sum(step[name] for step in having)
+            means[name] = sum(step[name] for step in having)
             continue
         weights = [step.get(f"{part}/n", 1.0) if part else 1.0 for step in having]
         if sum(weights):
             total = sum(step[name] * w for step, w in zip(having, weights, strict=True))
-            found[name] = total / sum(weights)
-    return found
+            means[name] = total / sum(weights)
+    return means
 
 
 def _toy(steps: int) -> list[Snapshot]:
@@ -206,8 +207,10 @@ def _toy(steps: int) -> list[Snapshot]:
             facts += [(f"p{i}", "plays_for", f"t{t}"), (f"p{i}", "lives_in", f"city{t}")]
             facts.append((f"p{i}", "knows", f"p{(i * 7 + 6) % len(team)}"))
         facts += [(f"t{t}", "based_in", f"city{t}") for t in range(6)]
-        held = [f for i, f in enumerate(facts) if f[1] == "lives_in" and i % 5 == 0]
-        snapshots.append(Snapshot(str(step), [f for f in facts if f not in held], held, held))
+        held_out = [f for i, f in enumerate(facts) if f[1] == "lives_in" and i % 5 == 0]
+        snapshots.append(
+            Snapshot(str(step), [f for f in facts if f not in held_out], held_out, held_out)
+        )
         team = np.append(team, rng.integers(0, 6, 4))
         team[rng.choice(len(team), 8, replace=False)] = rng.integers(0, 6, 8)
     return snapshots

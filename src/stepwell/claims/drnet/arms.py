@@ -73,15 +73,15 @@ def learned(
         sizes=() if resized else (full,), epochs=epochs, choose_epochs=choose_epochs, init=init,
         val_fraction=val_fraction, part=part, seed=seed, loop=loop, **options,
     )  # fmt: skip
-    test, found = result["test"], result["drnet"]
+    test, record = result["test"], result["drnet"]
     numbers = {
         "accuracy": test[f"{CHOSEN}/accuracy"],
         "nll": test[f"{CHOSEN}/nll"],
-        "cost": found["cost"],
-        "unpriced accuracy": found["unpriced"]["accuracy"],
-        "unpriced cost": found["unpriced"]["cost"],
-        "sampled cost": found["sampled_cost"],
-        **{f"{how}, own": found["controls"][how] for how in ("random", "line")},
+        "cost": record["cost"],
+        "unpriced accuracy": record["unpriced"]["accuracy"],
+        "unpriced cost": record["unpriced"]["cost"],
+        "sampled cost": record["sampled_cost"],
+        **{f"{how}, own": record["controls"][how] for how in ("random", "line")},
     }
     if resized and not nested:
         rows = reversed(list(result["costs"]))  # costly to cheap; the last is "chosen"
@@ -100,15 +100,15 @@ def alone(
         Under "test": "accuracy", and "cost" as a share of the MACs at full size.
     """
     full = size or load_images(data, None).train.size
-    own = round(share * full)
+    side = round(share * full)
     result = call(
-        supervised, out=out, data=data, size=own, net=net, epochs=epochs,
+        supervised, out=out, data=data, size=side, net=net, epochs=epochs,
         val_fraction=val_fraction, part=part, seed=seed, loop=loop,
     )  # fmt: skip
     ((depth, _),) = result["costs"].items()
     test = {"accuracy": result["test"][f"{depth}/accuracy"], "nll": result["test"][f"{depth}/nll"]}
     # nearly all MACs are of convolutions
-    test["cost"] = (own / full) ** 2
+    test["cost"] = (side / full) ** 2
     return {"test": test} | {k: result[k] for k in ("seconds", "cpu_seconds")}
 
 
@@ -140,16 +140,16 @@ def controls(
     parts = validated_parts(nets["dynamic"].nested, dynamic, data)
     assert parts.validation is not None
     order = list(reversed(nets["fixed"].names))
-    seen = {name: observe_choices(net, parts.test, order) for name, net in nets.items()}
+    observed = {name: observe_choices(net, parts.test, order) for name, net in nets.items()}
     validation = observe_choices(nets["fixed"], parts.validation, order)
     macs = torch.tensor(macs_of_choices(nets["fixed"], nets["fixed"].net.sizes[0])).double()
     costs = (macs / macs.max()).flip(0)  # cheap to costly, like `order`
-    found = at_its_cost(seen["fixed"], seen["dynamic"], seen["random"], order, costs)
-    found |= best_cascade(seen["fixed"], validation, order, costs, found["cost"])
-    found["auc"] = auc_of_need(preference(nets["dynamic"], parts.test), seen["fixed"], order)
-    doubt = -top_probability(seen["fixed"].logits[order[0]])
-    found["auc of doubt"] = auc_of_need(doubt, seen["fixed"], order)
-    return _finished(found, out / "controls.json", clock)
+    measures = at_its_cost(observed["fixed"], observed["dynamic"], observed["random"], order, costs)
+    measures |= best_cascade(observed["fixed"], validation, order, costs, measures["cost"])
+    measures["auc"] = auc_of_need(preference(nets["dynamic"], parts.test), observed["fixed"], order)
+    doubt = -top_probability(observed["fixed"].logits[order[0]])
+    measures["auc of doubt"] = auc_of_need(doubt, observed["fixed"], order)
+    return _finished(measures, out / "controls.json", clock)
 
 
 def fronts(
@@ -165,23 +165,23 @@ def fronts(
         ValueError: the runs have no validation part.
     """
     clock = Clock()
-    found: dict[str, float] = {}
+    measures: dict[str, float] = {}
     for name, file in {"resolution": resolution, "depth": depth, "both": both}.items():
         net = load_resolution(file)
         parts = validated_parts(net.nested, file, data)
         assert parts.validation is not None
         known = scored(net, parts.validation), scored(net, parts.test)
         for cost, outcome in held_to(COSTS, *known, net.costs).items():
-            found[f"{name} at {cost:g}"] = outcome.accuracy
-            found[f"cost of {name} at {cost:g}"] = outcome.cost
-    return _finished(found, out / "fronts.json", clock)
+            measures[f"{name} at {cost:g}"] = outcome.accuracy
+            measures[f"cost of {name} at {cost:g}"] = outcome.cost
+    return _finished(measures, out / "fronts.json", clock)
 
 
-def _finished(found: dict[str, float], file: Path, clock: Clock) -> dict[str, Any]:
+def _finished(measures: dict[str, float], file: Path, clock: Clock) -> dict[str, Any]:
     """Write the numbers, and return the arm's result."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(found, indent=1).encode())
-    return clock.result(found)
+    write_whole(file, json.dumps(measures, indent=1).encode())
+    return clock.result(measures)
 
 
 def held_to(
@@ -222,15 +222,15 @@ def at_its_cost(
     """
     who = len(order) - 1 - dynamic.who  # choices are costly to cheap
     shares = torch.bincount(who, minlength=len(order)).double() / len(who)
-    by_chance, own, at_fixed = (
-        controls_of(right_of(each, order), shares, costs) for each in (random, dynamic, fixed)
+    by_chance, at_dynamic, at_fixed = (
+        controls_of(right_of(observed, order), shares, costs) for observed in (random, dynamic, fixed)
     )
     return {
         "random": by_chance["random"],
-        "random, own": own["random"],
+        "random, own": at_dynamic["random"],
         "cost": float(shares @ costs),
         "line": at_fixed["line"],
-        "line, own": own["line"],
+        "line, own": at_dynamic["line"],
         "oracle": at_fixed["oracle"],
         "oracle cost": at_fixed["oracle cost"],
     }
@@ -248,8 +248,8 @@ def best_cascade(
     """
     goal = Goal(cost=target)
 
-    def sure(seen: Observed, names: Sequence[str]) -> Float[Tensor, "stages images"]:
-        return torch.stack([top_probability(seen.logits[name]) for name in names])
+    def sure(observed: Observed, names: Sequence[str]) -> Float[Tensor, "stages images"]:
+        return torch.stack([top_probability(observed.logits[name]) for name in names])
 
     best: tuple[Outcome, Outcome] | None = None
     for count in range(1, len(order) + 1):
@@ -269,13 +269,13 @@ def preference(net: ResolutionNet, test: Batches) -> Float[Tensor, " images"]:
     return scores[:, 0] - scores[:, -1]
 
 
-def auc_of_need(score: Float[Tensor, " images"], seen: Observed, order: Sequence[str]) -> float:
+def auc_of_need(score: Float[Tensor, " images"], observed: Observed, order: Sequence[str]) -> float:
     """The area under a score's ROC, for the images that are right at full size alone.
 
     Args:
         order: the choices, cheap to costly.
     """
-    right = right_of(seen, order)
+    right = right_of(observed, order)
     needs = right[-1] & ~right[0]
     if not needs.any() or needs.all():
         return 0.5
@@ -304,13 +304,13 @@ def planted(
     fingerprint = config_of(out / "net.safetensors", "train it again")["data"]["fingerprint"]
     parts = parts_for(net.nested, str(data), fingerprint)
     order = list(reversed(net.names))
-    seen = observe_choices(net, parts.test, order)
-    found = at_its_cost(seen, seen, seen, order, net.costs.double().flip(0))
+    observed = observe_choices(net, parts.test, order)
+    measures = at_its_cost(observed, observed, observed, order, net.costs.double().flip(0))
     numbers = {
         "accuracy": result["test"][f"{CHOSEN}/accuracy"],
         "unpriced cost": result["drnet"]["unpriced"]["cost"],
-        "auc": auc_of_need(preference(net, parts.test), seen, order),
-    } | {name: found[name] for name in ("cost", "line, own")}
+        "auc": auc_of_need(preference(net, parts.test), observed, order),
+    } | {name: measures[name] for name in ("cost", "line, own")}
     return {"test": numbers} | {k: result[k] for k in ("seconds", "cpu_seconds")}
 
 

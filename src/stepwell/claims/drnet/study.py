@@ -145,14 +145,14 @@ def accuracy(arm: str, key: str = "accuracy") -> Measure:
 WITHIN = "within one network"
 
 
-def whole(arm: str) -> Named:
+def correct(arm: str) -> Named:
     """An arm as it runs."""
     return arm, accuracy(arm)
 
 
-def of(target: float | str, what: str) -> Named:
+def rival(target: float | str, key: str) -> Named:
     """A control at the cost of the dynamic network of this target."""
-    return what, accuracy(control(target), what)
+    return key, accuracy(control(target), key)
 
 
 def gain(arm: str) -> Named:
@@ -177,50 +177,50 @@ DRAWN = of_test(dynamic(MIDDLE), "sampled cost")
 CLAIMS = [
     *(more(f"random/{t}", f"{at(t)}, learned choices gain more than 0.5 points on random choices "
            "of the same shares, by a network trained with random choices",
-           "76.2 at 2.7 G against 74.65 ± 0.04 at 2.6 G", whole(dynamic(t)), of(t, "random"), 0.5,
+           "76.2 at 2.7 G against 74.65 ± 0.04 at 2.6 G", correct(dynamic(t)), rival(t, "random"), 0.5,
            expected=1.5) for t in (MIDDLE, LONGER)),
     more("own", f"{at(MIDDLE)}, learned choices beat random choices of the same shares in the same "
-         "network", LACKS, whole(dynamic(MIDDLE)), of(MIDDLE, "random, own"), pool=WITHIN),
+         "network", LACKS, correct(dynamic(MIDDLE)), rival(MIDDLE, "random, own"), pool=WITHIN),
     *(more(f"fixed-line/{t}", f"{at(t)}, learned choices beat the best mixture by chance of the "
-           "resolutions of the network that never chooses", LACKS, whole(dynamic(t)),
-           of(t, "line")) for t in (MIDDLE, LONGER)),
+           "resolutions of the network that never chooses", LACKS, correct(dynamic(t)),
+           rival(t, "line")) for t in (MIDDLE, LONGER)),
     *(more(f"cascade/{t}", f"{at(t)}, learned choices beat the best cascade of the network that "
            "never chooses (a small resolution first, a larger one where unsure)", LACKS,
-           whole(dynamic(t)), of(t, "cascade"), note="The cascade needs no chooser, and pays for "
+           correct(dynamic(t)), rival(t, "cascade"), note="The cascade needs no chooser, and pays for "
            "every resolution it runs.") for t in (MIDDLE, LONGER)),
     *(more(id, f"{at(t)}, the dynamic network loses less than 1 point to training at full size "
            "alone", "76.2 at 2.7 G against 76.1 at 4.1 G (abstract: similar at 34 % less)",
-           whole(dynamic(t)), whole(FULL), -1.0, note=note, expected=0.0)
+           correct(dynamic(t)), correct(FULL), -1.0, note=note, expected=0.0)
       for id, t, note in (("cheaper", MIDDLE, ""),
                           ("cheaper/longer", LONGER, "It takes 2.6 times the passes to train."))),
     more("static", f"At a target of {MIDDLE:g}, the dynamic network beats training at three "
          "quarters of the size (a cost of 0.56)", "192 × 192: 74.3 at 3.0 G",
-         whole(dynamic(MIDDLE)), whole(STATIC)),
+         correct(dynamic(MIDDLE)), correct(STATIC)),
     *(more(id, f"Training at several resolutions, without a choice, gains at full size{when}",
-           LACKS, (arm, accuracy(arm, "at 1")), whole(FULL), note=note)
+           LACKS, (arm, accuracy(arm, "at 1")), correct(FULL), note=note)
       for id, arm, when, note in (("several", EVERY, "", ""),
                                   ("several/longer", EVERY_LONGER, ", if it has as many images",
                                    "It takes three times the passes to train."))),
     more("gain", "Choosing without a target gains on always running at full size",
-         "not compared: the paper's rival is trained at one size", whole(FREE),
+         "not compared: the paper's rival is trained at one size", correct(FREE),
          (EVERY, accuracy(EVERY, "at 1"))),
     more("gain/alone", "Choosing without a target gains on a network trained at full size alone",
-         "77.5 at 3.7 G against 76.1 at 4.1 G (abstract: +1.4 with 10 % less)", whole(FREE),
-         whole(FULL), expected=1.4),
+         "77.5 at 3.7 G against 76.1 at 4.1 G (abstract: +1.4 with 10 % less)", correct(FREE),
+         correct(FULL), expected=1.4),
     more("norms", "Private norms for each resolution gain more than 0.5 points",
-         "81.4 at 2.8 G against 80.3 at 2.9 G (ImageNet-100)", whole(dynamic(MIDDLE)),
-         whole(SHARED), 0.5, note="Shared norms run with one mean for all resolutions, and train "
+         "81.4 at 2.8 G against 80.3 at 2.9 G (ImageNet-100)", correct(dynamic(MIDDLE)),
+         correct(SHARED), 0.5, note="Shared norms run with one mean for all resolutions, and train "
          "with each batch's own."),
     *(more(f"expected/{what}",
            f"A chooser that learns from the expected loss beats one by the paper's {what}", LACKS,
-           whole(dynamic(MIDDLE)), whole(arm)) for what, arm in (("text", TEXT), ("code", CODE))),
+           correct(dynamic(MIDDLE)), correct(arm)) for what, arm in (("text", TEXT), ("code", CODE))),
     more("joint", "Learning the choice jointly beats imitating the cheapest good choice", LACKS,
-         whole(dynamic(MIDDLE)), whole(IMITATE)),
+         correct(dynamic(MIDDLE)), correct(IMITATE)),
     more("doubt/random", f"{at(MIDDLE)}, choices by doubt beat random choices of the same shares "
-         "in the same network", LACKS, whole(DOUBT),
+         "in the same network", LACKS, correct(DOUBT),
          (f"{DOUBT}: random", accuracy(DOUBT, "random, own")), pool=WITHIN),
     more("doubt/line", f"{at(MIDDLE)}, choices by doubt beat the best mixture by chance of its "
-         "resolutions at their cost", LACKS, whole(DOUBT),
+         "resolutions at their cost", LACKS, correct(DOUBT),
          (f"{DOUBT}: line", accuracy(DOUBT, "line, own")), pool=WITHIN,
          note="The smallest resolution runs for every image, and counts."),
     more("doubt/seen", "Images that the network has not seen teach the chooser better than those it "
@@ -233,12 +233,12 @@ CLAIMS = [
           (f"{control(MIDDLE)}, doubt", of_test_if_any(control(MIDDLE), "auc of doubt")), 0.55,
           "AUC"),
     more("planted/line", "Where half of the images visibly need full size, learned choices gain "
-         "more than 5 points on mixing resolutions by chance", LACKS, whole(PLANTED),
+         "more than 5 points on mixing resolutions by chance", LACKS, correct(PLANTED),
          (f"{PLANTED}: line", accuracy(PLANTED, "line, own")), 5.0, pool=WITHIN,
          note="Digits, at full or a quarter of the picture's width, at 32, 16 and 8 pixels."),
     *(more(f"planted/{arm.removeprefix(PLANTED + ', ')}",
-           f"There the default beats {arm.removeprefix(PLANTED + ', ')}", LACKS, whole(PLANTED),
-           whole(arm)) for arm in PLANTED_ARMS if arm != PLANTED),
+           f"There the default beats {arm.removeprefix(PLANTED + ', ')}", LACKS, correct(PLANTED),
+           correct(arm)) for arm in PLANTED_ARMS if arm != PLANTED),
     Claim("cost", "The loss controls the cost: choices drawn as in training cost less than 5 % off a "
           f"target of {MIDDLE:g} in the mean",
           "targets of 2.0, 2.5, 3.0 and 3.5 G give 2.3, 2.8, 3.3 and 3.5 G (weight 0.2; 4.1 G in full)",
@@ -247,7 +247,7 @@ CLAIMS = [
           lambda results: abs(DRAWN(results) / MIDDLE - 1), 0.05, below=True, judged_in="of the target",
           note="The likeliest choices, which the paper runs, cost another amount; a penalty mends it."),
     *(more(f"both/{what}", f"At a target of {MIDDLE:g}, choosing depth and resolution beats choosing "
-           f"the {what} alone", LACKS, whole(both(MIDDLE)), whole(arm(MIDDLE)))
+           f"the {what} alone", LACKS, correct(both(MIDDLE)), correct(arm(MIDDLE)))
       for what, arm in (("resolution", dynamic), ("depth", depth))),
 ]  # fmt: skip
 

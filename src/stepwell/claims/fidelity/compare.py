@@ -53,16 +53,16 @@ def compare(
         "train": (train.with_images(train.images), False),
         "seen": (_without_labels(train), False),
     }
-    found: dict[str, dict[str, float]] = {}
+    measures: dict[str, dict[str, float]] = {}
     for part, (batches, stages) in parts.items():
         # CKA, which takes longest, is of the test part alone
         answers = {who: net if stages else _logits_of(net) for who, net in nets.items()}
         pair, control_net = (answers["teacher"], answers["student"]), answers.get("control")
-        seen = observe(*pair, batches, control=control_net, seed=seed)
-        found[part] = fidelity_measures(seen, seed=seed)
+        observed = observe(*pair, batches, control=control_net, seed=seed)
+        measures[part] = fidelity_measures(observed, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "fidelity.json", json.dumps(found, indent=1).encode())
-    flat = {f"{part}/{k}": v for part, numbers in found.items() for k, v in numbers.items()}
+    write_whole(out / "fidelity.json", json.dumps(measures, indent=1).encode())
+    flat = {f"{part}/{k}": v for part, numbers in measures.items() for k, v in numbers.items()}
     return clock.result({k: v for k, v in flat.items() if not k.endswith(("/low", "/high"))})
 
 

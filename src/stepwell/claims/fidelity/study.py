@@ -56,17 +56,19 @@ def student(kind: str) -> str:
 
 
 def taught(
-    by: tuple[str, ...], *, epochs: float = STUDENT, scaled: Mapping[str, float] | None = None,
+    teachers: tuple[str, ...], *, epochs: float = STUDENT, scaled: Mapping[str, float] | None = None,
     shift: int = 0, **arguments: Any,
 ) -> Arm:  # fmt: skip
     """A student of these teachers, by soft targets of temperature 4 alone, on the teachers' half."""
-    own = {"student": NET, "ce": 0.0, "temperature": 4.0, "part": TAUGHT_HALF} | arguments
-    return Arm("distill", own, {"teacher": by}, {"epochs": epochs} | dict(scaled or {}), shift)
+    settings = {"student": NET, "ce": 0.0, "temperature": 4.0, "part": TAUGHT_HALF} | arguments
+    return Arm(
+        "distill", settings, {"teacher": teachers}, {"epochs": epochs} | dict(scaled or {}), shift
+    )
 
 
-def compared(kind: str, by: tuple[str, ...], control: str = "", **arguments: Any) -> Arm:
+def compared(kind: str, teachers: tuple[str, ...], control: str = "", **arguments: Any) -> Arm:
     """The student of `kind` against teachers, and against a student of others."""
-    needs: dict[str, str | tuple[str, ...]] = {"student": student(kind), "teacher": by}
+    needs: dict[str, str | tuple[str, ...]] = {"student": student(kind), "teacher": teachers}
     if control:
         needs["control"] = student(control)
     return Arm(COMPARE, arguments, needs)
@@ -74,13 +76,13 @@ def compared(kind: str, by: tuple[str, ...], control: str = "", **arguments: Any
 
 def nested(shift: int = 0, **arguments: Any) -> Arm:
     """A nested net with a small sub-net, by the first default recipe, on the teachers' half."""
-    own = {"net": NET, "depths": (SMALLER,), "part": TAUGHT_HALF, "full_weight": 1.0}
-    return Arm("ekd", FIRST | own | arguments, {}, {"nest_epochs": 0.5}, shift)
+    defaults = {"net": NET, "depths": (SMALLER,), "part": TAUGHT_HALF, "full_weight": 1.0}
+    return Arm("ekd", FIRST | defaults | arguments, {}, {"nest_epochs": 0.5}, shift)
 
 
-def both(kind: str, by: tuple[str, ...], control: str = "", **arguments: Any) -> dict[str, Arm]:
+def both(kind: str, teachers: tuple[str, ...], control: str = "", **arguments: Any) -> dict[str, Arm]:
     """The two arms of `kind`: a student's training, and its comparison with its teachers."""
-    return {student(kind): taught(by, **arguments), kind: compared(kind, by, control)}
+    return {student(kind): taught(teachers, **arguments), kind: compared(kind, teachers, control)}
 
 
 SELF, THREE, FIVE = "self-distillation", "ensemble of 3", "ensemble of 5"
@@ -118,16 +120,16 @@ GENERATOR = {"distill_data.generator_steps": 50}
 
 def start(share: float, rate_of: float | None = None) -> str:
     """The arm of a student that starts at a share of its teacher's weights."""
-    own = f"start at {share:g} of the teacher"
-    return own if rate_of is None else f"{own}, rate of {rate_of:g}"
+    name = f"start at {share:g} of the teacher"
+    return name if rate_of is None else f"{name}, rate of {rate_of:g}"
 
 
 def started(share: float, rate_of: float | None = None) -> dict[str, Arm]:
     """The two arms of a start; networks have LayerNorm, so that equal weights predict alike."""
     rate = STARTS[share if rate_of is None else rate_of]
-    own: dict[str, Any] = {"student": "resnet14_ln", "start_from_teacher": share, "lr": rate}
+    arguments: dict[str, Any] = {"student": "resnet14_ln", "start_from_teacher": share, "lr": rate}
     # weight decay would pull a student away that is its teacher already
-    return both(start(share, rate_of), (LN_TEACHER,), weight_decay=0.0, epochs=0.5, **own)
+    return both(start(share, rate_of), (LN_TEACHER,), weight_decay=0.0, epochs=0.5, **arguments)
 
 
 def shown(**options: Any) -> dict[str, Any]:
@@ -185,7 +187,7 @@ ARMS: dict[str, Arm] = {
 
 
 #: A measure of an arm, by its name.
-Of = Callable[[str], Measure]
+MeasureOf = Callable[[str], Measure]
 
 
 def agreement(arm: str, images: str = "test") -> Measure:
@@ -203,9 +205,9 @@ def transfer(arm: str) -> Measure:
     return of_test(arm, "test/transfer", 100)
 
 
-def each(of: Of, *arms: str) -> dict[str, Measure]:
+def each(measure_of: MeasureOf, *arms: str) -> dict[str, Measure]:
     """One measure of several arms, by their names."""
-    return {arm: of(arm) for arm in arms}
+    return {arm: measure_of(arm) for arm in arms}
 
 
 def seen(arm: str) -> Measure:
@@ -214,10 +216,11 @@ def seen(arm: str) -> Measure:
 
 
 def more(
-    id: str, text: str, paper: str, of: Of, a: str, b: str, margin: float = 0.0, **options: Any
-) -> Claim:
+    id: str, text: str, paper: str, measure_of: MeasureOf, a: str, b: str, margin: float = 0.0,
+    **options: Any,
+) -> Claim:  # fmt: skip
     """A claim about the difference of one measure between two arms."""
-    return measures.more(id, text, paper, (a, of(a)), (b, of(b)), margin, **options)
+    return measures.more(id, text, paper, (a, measure_of(a)), (b, measure_of(b)), margin, **options)
 
 
 FIG3 = "an ensemble of 5 ResNet-56, CIFAR-100 (Fig 3, read off)"
@@ -300,8 +303,8 @@ CLAIMS = [
     Claim("closer-is-not-better", "With more images a self-distilled student is closer to its "
           "teacher and less accurate: the lesser of what agreement gains and accuracy loses",
           "agreement 72.5 to 74.5, accuracy 72.0 to 71.0 (Fig 1a, read off)", "%",
-          {f"{arm}: {name}": of(arm) for arm in (WHOLE, SELF)
-           for name, of in (("agreement", agreement), ("accuracy", accuracy))},
+          {f"{arm}: {name}": measure_of(arm) for arm in (WHOLE, SELF)
+           for name, measure_of in (("agreement", agreement), ("accuracy", accuracy))},
           least([less(agreement(WHOLE), agreement(SELF)), less(accuracy(SELF), accuracy(WHOLE))]), 0.0,
           note="The paper's images are a generator's; ours are real ones, unlabelled."),
     more("ensemble/3", "An ensemble of 3 is easier to match than a single network",

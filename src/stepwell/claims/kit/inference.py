@@ -130,7 +130,7 @@ def seeds_needed(
         pairs: degrees of freedom of the spread for each seed beyond the first: 1 for a lone pair.
     """
     counts = range(2, MOST_SEEDS + 1)
-    found = bisect_left(
+    index = bisect_left(
         counts, POWER, key=lambda n: power(distance, n, Spread(std, pairs * (n - 1)), level)
     )
-    return counts[found] if found < len(counts) else None
+    return counts[index] if index < len(counts) else None

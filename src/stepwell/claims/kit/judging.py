@@ -64,8 +64,8 @@ class Pooled(NamedTuple):
         spreads = [self.spread]
         if self.equal is not None and self.equal < inference.UNEQUAL:
             spreads.append(Spread(difference["std"], n - 1))
-        found = [(spread, inference.interval(mean, n, spread, level)) for spread in spreads]
-        return max(found, key=lambda one: one[1][1] - one[1][0])
+        intervals = [(spread, inference.interval(mean, n, spread, level)) for spread in spreads]
+        return max(intervals, key=lambda pair: pair[1][1] - pair[1][0])
 
 
 def judge(study: Study, results: Results) -> list[dict[str, Any]]:
@@ -78,9 +78,9 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
     enough = 1 if len(set().union(*results.values())) == 1 else 2
     observed = [o for claim in study.claims if (o := _observe(study, claim, results, enough))]
     pools: dict[str, list[Observed]] = defaultdict(list)
-    for one in observed:
-        if len(one.differences) > 1 and not one.unpaired and one.finite:
-            pools[one.claim.pooled_with].append(one)
+    for numbers in observed:
+        if len(numbers.differences) > 1 and not numbers.unpaired and numbers.finite:
+            pools[numbers.claim.pooled_with].append(numbers)
     pooled = {
         name: Pooled(
             inference.pooled_spread([o.differences for o in pool], [o.contrast for o in pool]),
@@ -88,7 +88,7 @@ def judge(study: Study, results: Results) -> list[dict[str, Any]]:
         )
         for name, pool in pools.items()
     }
-    return [_verdict(study, one, pooled.get(one.claim.pooled_with)) for one in observed]
+    return [_verdict(study, numbers, pooled.get(numbers.claim.pooled_with)) for numbers in observed]
 
 
 def _observe(study: Study, claim: Claim, results: Results, enough: int) -> Observed | None:

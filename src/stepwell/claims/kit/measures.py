@@ -70,7 +70,7 @@ def on_curve(rivals: Sequence[tuple[str, str]], arm: str) -> Measure:
     macs = macs_of(arm, "chosen")
 
     def measure(results: Mapping[str, Mapping[str, Any]]) -> float:
-        points = [(macs_of(*one)(results), accuracy(*one)(results)) for one in rivals]
+        points = [(macs_of(*rival)(results), accuracy(*rival)(results)) for rival in rivals]
         return on_lines(sorted(points), macs(results))
 
     return measure
@@ -125,8 +125,8 @@ def versus(
     expected: float | None = None,
 ) -> Claim:  # fmt: skip
     """A claim that what an arm chooses is more accurate than a rival of this name."""
-    own = correct(arm, "chosen")
-    return more(id, text, paper, own, (named, rival), margin, ACCURACY, expected=expected)
+    ours = correct(arm, "chosen")
+    return more(id, text, paper, ours, (named, rival), margin, ACCURACY, expected=expected)
 
 
 def times(
@@ -140,7 +140,7 @@ def times(
 
 
 def level(
-    id: str, text: str, paper: str, of: Named, margin: float, unit: str = "%", **options: Any
+    id: str, text: str, paper: str, number: Named, margin: float, unit: str = "%", **options: Any
 ) -> Claim:
     """A claim about one number, which no other is subtracted from."""
-    return Claim(id, text, paper, unit, dict([of]), of[1], margin, judged_in=unit, **options)
+    return Claim(id, text, paper, unit, dict([number]), number[1], margin, judged_in=unit, **options)

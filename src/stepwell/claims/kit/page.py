@@ -93,12 +93,12 @@ def _sections(
     for question in (*study.questions, Question("Other arms and claims", ("*",), ("*",))):
         last = question.arms == ("*",)
         named = [a for a in arms if _matches(a, question.arms) and not (last and a in shown)]
-        own = {i: claim for i, claim in claims.items() if _matches(claim["id"], question.claims)}
-        claims = {i: claim for i, claim in claims.items() if i not in own}
+        asked = {i: claim for i, claim in claims.items() if _matches(claim["id"], question.claims)}
+        claims = {i: claim for i, claim in claims.items() if i not in asked}
         columns = question.columns or columns_by_depth(record["arms"])
         shown |= set(named)
-        if rows({arm: record["arms"][arm] for arm in named}, columns) or own:
-            yield question, named, own
+        if rows({arm: record["arms"][arm] for arm in named}, columns) or asked:
+            yield question, named, asked
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -159,20 +159,20 @@ def _claims(claims: Mapping[int, Mapping[str, Any]], study: Study) -> list[str]:
 
 def _row(number: int, claim: Mapping[str, Any]) -> str:
     judged = claim["difference"]
-    given = judged["low"] is not None
+    has_interval = judged["low"] is not None
     values = [judged["mean"], judged["std"]]
-    values += [judged["low"], judged["high"], judged["pooled_std"]] if given else []
-    mean, own, *rest = sized(judged["unit"], *values)
+    values += [judged["low"], judged["high"], judged["pooled_std"]] if has_interval else []
+    mean, std, *rest = sized(judged["unit"], *values)
     sign = "+" if judged["unit"] == "points" and not mean.startswith("-") else ""
-    span = f"{rest[0]} to {rest[1]}" if given else "–"
+    span = f"{rest[0]} to {rest[1]}" if has_interval else "–"
     unequal = " ‡" * ((judged.get("equal_spreads") or 1.0) < UNEQUAL)
-    pooled = f"{rest[2]} ({judged['df']:.1f}){unequal}" if given else "–"
+    pooled = f"{rest[2]} ({judged['df']:.1f}){unequal}" if has_interval else "–"
     means = {name: m["mean"] for name, m in claim["measured"].items()}
     bounds = [value for name, value in means.items() if name.startswith("bound")]
     times = f" ({next(iter(means.values())) / bounds[0]:.2f} × the bound)" if bounds else ""
     cells = (
         f"{number}", claim["text"], claim["paper"], f"{sign}{mean} {judged['unit']}".strip() + times,
-        span, f"{judged['n']}", own, pooled, f"**{claim['verdict']}**", _to_decide(claim),
+        span, f"{judged['n']}", std, pooled, f"**{claim['verdict']}**", _to_decide(claim),
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

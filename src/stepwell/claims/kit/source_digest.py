@@ -30,17 +30,17 @@ def source_digest(module: str) -> str:
 
 def imported_modules(module: str) -> set[str]:
     """`module` and all modules of the library that it imports, directly or not, anywhere in a file."""
-    found: set[str] = set()
+    modules: set[str] = set()
     ahead = [module]
     while ahead:
         name = ahead.pop()
-        if name in found:
+        if name in modules:
             continue
-        found.add(name)
+        modules.add(name)
         for imported, is_module in _parsed(_file(name).read_bytes()).imports:
             if is_module or _file(imported).exists():
                 ahead.append(imported)
-    return found
+    return modules
 
 
 class _Parsed(NamedTuple):

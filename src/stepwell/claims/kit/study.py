@@ -268,10 +268,10 @@ def only(study: Study, patterns: Sequence[str]) -> Study:
     """
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {name for name in study.arms if fnmatchcase(name, pattern)}
-        if not found:
+        matches = {name for name in study.arms if fnmatchcase(name, pattern)}
+        if not matches:
             raise ValueError(f"no arm {pattern!r}; there are: {'; '.join(study.arms)}")
-        chosen |= found
+        chosen |= matches
     chosen = with_needed(study, chosen)
     return replace(study, arms={name: arm for name, arm in study.arms.items() if name in chosen})
 
@@ -290,10 +290,10 @@ def _marks(study: Study, common: Mapping[str, Any]) -> dict[str, tuple[str, str]
     for name, arm in study.arms.items():
         arguments = dict(common) | dict(arm.arguments)
         taken = "data" in arm.taken
-        which = (arguments.get("data"), arguments.get("size")) if taken else (None, None)
-        if which not in data:
-            data[which] = study.fingerprint(arguments)
-        marks[name] = data[which], code(_module(arm.function))
+        source = (arguments.get("data"), arguments.get("size")) if taken else (None, None)
+        if source not in data:
+            data[source] = study.fingerprint(arguments)
+        marks[name] = data[source], code(_module(arm.function))
     return marks
 
 
@@ -307,7 +307,7 @@ def _unit_name(
 ) -> str:  # fmt: skip
     arm = study.arms[name]
     data, code = marks[name]
-    what = {
+    content = {
         "recipe": arm.recipe,
         "arguments": plain(arm.all_arguments(common)),
         "needs": {
@@ -318,7 +318,7 @@ def _unit_name(
         "data": data,
         "code": code,
     }
-    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     return f"{slug(name)}-{seed}-{key}"
 
 

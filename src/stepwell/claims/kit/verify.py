@@ -66,7 +66,7 @@ def verify_system(
     total = len(study.arms) * seeds
     started, finished = time.monotonic(), 0
 
-    def done(arm: str, seed: int, result: Mapping[str, Any], new: int, ahead: int) -> None:
+    def done(arm: str, seed: int, result: Mapping[str, Any], trained: int, ahead: int) -> None:
         nonlocal finished
         finished += 1
         test = result["test"]
@@ -74,10 +74,10 @@ def verify_system(
         columns = [c for c in dict.fromkeys(columns) if c.key in test]
         columns = columns or [c for c in columns_by_depth({arm: test}) if c.key in test]
         numbers = ", ".join(f"{c.title}: {format(c.scale * test[c.key], c.form)}" for c in columns)
-        left = ""
-        if new and ahead:
-            left = f", about {duration((time.monotonic() - started) / new * ahead)} left"
-        say(f"[{finished}/{total}{left}] {arm}, seed {seed}: {numbers}")
+        remaining = ""
+        if trained and ahead:
+            remaining = f", about {duration((time.monotonic() - started) / trained * ahead)} left"
+        say(f"[{finished}/{total}{remaining}] {arm}, seed {seed}: {numbers}")
 
     units = folder / "units"
     results = run_study(study, common, range(seeds), units, workers=workers, done=done)
@@ -104,7 +104,7 @@ def _origin(common: Mapping[str, Any], *, quick: bool, precision: Precision) -> 
         "command": shlex.join(["stepwell", *sys.argv[1:]]),
         "quick": quick,
         "arguments": {k: v for k, v in common.items() if k != "loop"} | {"precision": precision},
-        "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "commit": commit(),
         "hardware": f"{processor()}, {os.cpu_count()} cores{threads}",
         "date": time.strftime("%Y-%m-%d"),

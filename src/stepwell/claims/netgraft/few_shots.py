@@ -98,13 +98,13 @@ def few_shots(
             numbers = _numbers(result) | {"run_seconds": result["cpu_seconds"]}
             return result | {"test": numbers, "images": task.train.images.fingerprint}
 
-    found = [run(out / f"init-{i}", APART * (i + 1) + seed) for i in range(inits)]
-    test = {k: statistics.fmean(r["test"][k] for r in found) for k in found[0]["test"]}
+    results = [run(out / f"init-{i}", APART * (i + 1) + seed) for i in range(inits)]
+    test = {k: statistics.fmean(r["test"][k] for r in results) for k in results[0]["test"]}
     (accuracy,) = (k for k in test if k.endswith("/accuracy") and k.count("/") == 1)
     if inits > 1:
-        test["spread"] = statistics.stdev(r["test"][accuracy] for r in found)
-    return {"test": test, "images": [r["images"] for r in found]} | {
-        name: sum(r[name] for r in found) for name in ("seconds", "cpu_seconds")
+        test["spread"] = statistics.stdev(r["test"][accuracy] for r in results)
+    return {"test": test, "images": [r["images"] for r in results]} | {
+        name: sum(r[name] for r in results) for name in ("seconds", "cpu_seconds")
     }
 
 

@@ -47,8 +47,8 @@ def at(way: str, shots: int, slimmer: bool = False) -> str:
 
 def few(shots: int, way: str, **changes: Any) -> Arm:
     """An arm that sees a few images."""
-    own = {"student": SLIM, "shots": shots} | WAYS[way] | changes
-    return Arm("stepwell.claims.netgraft.few_shots:few_shots", own, {"teacher": "teacher"})
+    settings = {"student": SLIM, "shots": shots} | WAYS[way] | changes
+    return Arm("stepwell.claims.netgraft.few_shots:few_shots", settings, {"teacher": "teacher"})
 
 
 def full(student: str) -> Arm:
@@ -109,7 +109,7 @@ PRIMARY = (f"par/{MOST}", "slimmer/stages", f"kd/{MOST}")
 
 def of_one_student(shots: tuple[int, ...], is_slimmer: bool, bound: str) -> list[Claim]:
     """The claims that both students are tried on."""
-    prefix, of = ("slimmer/", " and two stages to graft") if is_slimmer else ("", "")
+    prefix, stages = ("slimmer/", " and two stages to graft") if is_slimmer else ("", "")
     claims = []
     for k in shots:
         ours, hinted, direct, hints = (at(way, k, is_slimmer) for way in GRAFTED)
@@ -127,7 +127,7 @@ def of_one_student(shots: tuple[int, ...], is_slimmer: bool, bound: str) -> list
         for name, text, paper, a, b, margin in rows:
             id = f"{prefix}{name}/{k}"
             expected = 0.0 if id in PRIMARY else None
-            text = f"With K = {k}{of}, {text}"
+            text = f"With K = {k}{stages}, {text}"
             claims.append(beats(id, text, paper, a, b, margin, f"{prefix}K = {k}", expected))
     return claims
 

@@ -55,7 +55,9 @@ def read_apart(data: str, out: Path, files: BoxFiles, seed: int) -> Parts:
     order = torch.randperm(len(every), generator=generator_of(seed_of("study", seed))).tolist()
     aside = min(VALIDATION, len(every) // 3)
     half = aside + (len(every) - aside) // 2
-    parts = (every.subset(sorted(own)) for own in (order[aside:half], order[half:], order[:aside]))
+    parts = (
+        every.subset(sorted(indices)) for indices in (order[aside:half], order[half:], order[:aside])
+    )
     teachers, students, chosen = parts
     return Parts(teachers, students, chosen, test)
 
@@ -78,16 +80,16 @@ class FeatureTaught(Detection):
     def training_step(self, batch: BoxBatch) -> Step:
         """The losses of the full depth."""
         detector, (teacher,) = self.detector, self._teacher
-        own = _maps(detector, batch)
+        maps = _maps(detector, batch)
         with torch.no_grad():
             taught = _maps(teacher, batch)
-        terms = detector.losses(own, detector.outputs(own), batch, known=batch.known)
+        terms = detector.losses(maps, detector.outputs(maps), batch, known=batch.known)
         loss = torch.stack([*terms.values()]).sum()
         boxes = [true.boxes for true in batch.truth]
         if self.features == "imitation" and batch.known is not None:
             boxes = self._objects(taught, batch)
         distances = []
-        for level, other in zip(own.values(), taught.values(), strict=True):
+        for level, other in zip(maps.values(), taught.values(), strict=True):
             if self.features == "pkd":
                 distances.append(map_correlation_loss(level, other))
             else:
@@ -100,11 +102,12 @@ class FeatureTaught(Detection):
     def _objects(self, maps: Any, batch: BoxBatch) -> list[Tensor]:
         """True boxes of images with labels, and the teacher's of the others."""
         (teacher,) = self._teacher
-        found = teacher.boxes(maps, teacher.outputs(maps), batch.images, batch.sizes)
+        predictions = teacher.boxes(maps, teacher.outputs(maps), batch.images, batch.sizes)
         assert batch.known is not None
-        rows = zip(found, batch.truth, batch.known, strict=True)
+        rows = zip(predictions, batch.truth, batch.known, strict=True)
         return [
-            true.boxes if known.any() else own.boxes[own.scores >= SURE] for own, true, known in rows
+            true.boxes if known.any() else boxes.boxes[boxes.scores >= SURE]
+            for boxes, true, known in rows
         ]
 
 
@@ -117,8 +120,8 @@ def _maps(detector: Any, batch: BoxBatch) -> Any:
 def _inside(level: Tensor, boxes: Sequence[Tensor], stride: float) -> Tensor:
     """1 for the places of a map (batch, h, w) that lie in a box."""
     mark = level.new_zeros(level.shape[0], *level.shape[2:])
-    for row, own in zip(mark, boxes, strict=True):
-        for x1, y1, x2, y2 in (own / stride).tolist():
+    for row, image_boxes in zip(mark, boxes, strict=True):
+        for x1, y1, x2, y2 in (image_boxes / stride).tolist():
             row[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1] = 1
     return mark
 
@@ -224,7 +227,7 @@ def taught(
     first, others = names[:1], names[1:]
     renames = [f"1:{name}=" for name in others] + [f"2:{name}=" for name in first]
     categories = merged(
-        {one.name: one.classes for one in teachers}, names, renames=renames if disjoint else ()
+        {member.name: member.classes for member in teachers}, names, renames=renames if disjoint else ()
     )
     images = _without_labels(parts.students if unlabelled else setting.labelled)
     validation = parts.validation if labels else _without_labels(parts.validation)
@@ -267,12 +270,12 @@ def _partly(images: BoxSet, labelled: BoxSet) -> BoxSet:
 
     Labelled images repeat, so that they are half of a batch: of few, a batch would learn no boxes.
     """
-    own = {*labelled.files}
-    has = torch.tensor([file in own for file in images.files])
+    labelled_files = {*labelled.files}
+    has = torch.tensor([file in labelled_files for file in images.files])
     rows = zip(images.truth, has.tolist(), strict=True)
-    truth = tuple(true if one else Boxes.of([], []) for true, one in rows)
+    truth = tuple(true if is_labelled else Boxes.of([], []) for true, is_labelled in rows)
     known = has[:, None].repeat(1, len(images.classes))
-    with_labels, others = (which.nonzero()[:, 0].tolist() for which in (has, ~has))
+    with_labels, others = (mask.nonzero()[:, 0].tolist() for mask in (has, ~has))
     repeats = max(1, round(len(others) / len(with_labels)))
     return replace(images, truth=truth, known=known).subset(others + repeats * with_labels)
 

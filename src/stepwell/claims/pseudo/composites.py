@@ -29,8 +29,8 @@ def write_composites(
     digits = load_digits()
     photographs = load_sample_images().images
     numbers = np.arange(len(digits.target))
-    own = (numbers < TRAINING) == (part == "train")
-    numbers = numbers[own & (digits.target < classes)]
+    in_part = (numbers < TRAINING) == (part == "train")
+    numbers = numbers[in_part & (digits.target < classes)]
     rng = np.random.default_rng([seed, len(part)])
     (root / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
@@ -78,8 +78,8 @@ def _paste(
         x1, y1 = left + int(x.min()), top + int(y.min())
         box = (x1, y1, left + int(x.max()) + 1, top + int(y.max()) + 1)
         if all(box[2] <= b[0] or b[2] <= box[0] or box[3] <= b[1] or b[3] <= box[1] for b in taken):
-            at = pixels[top : top + side, left : left + side]
-            at[:] = at * (1 - ink) + colour * ink
+            area = pixels[top : top + side, left : left + side]
+            area[:] = area * (1 - ink) + colour * ink
             return box
     return None
 
