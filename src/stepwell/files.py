@@ -151,8 +151,8 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def locked(file: Path, what: Path, instead: str = "use another --out") -> FileLock:
-    """Take the lock `file` on `what`, until it is released or the process ends.
+def locked(file: Path, target: Path, instead: str = "use another --out") -> FileLock:
+    """Take the lock `file` on `target`, until it is released or the process ends.
 
     OSError if another process holds it; the message suggests `instead` as the alternative to waiting.
     """
@@ -160,7 +160,7 @@ def locked(file: Path, what: Path, instead: str = "use another --out") -> FileLo
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise OSError(f"another process is writing to {what}: wait for it, or {instead}") from None
+        raise OSError(f"another process is writing to {target}: wait for it, or {instead}") from None
     return lock
 
 

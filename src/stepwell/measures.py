@@ -237,8 +237,8 @@ def of_row(numbers: Mapping[str, float], row: str) -> dict[str, float]:
 
 def score_among(names: Iterable[str]) -> str:
     """The score among measures by "ROW/measure": accuracy, or that of numbers."""
-    found = {name.rpartition("/")[2] for name in names}
-    return next((score for score in SCORES if score in found), SCORES[0])
+    measures = {name.rpartition("/")[2] for name in names}
+    return next((score for score in SCORES if score in measures), SCORES[0])
 
 
 def number_in(unit: Unit, value: float, digits: int = 1) -> str:

@@ -37,11 +37,11 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     remedy = "delete it, and measure again with stepwell eval"
-    found = read_json(file, remedy).get("evaluations")
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    evaluations = read_json(file, remedy).get("evaluations")
+    if not isinstance(evaluations, list) or not all(isinstance(entry, dict) for entry in evaluations):
         raise damaged(file, "it lists no evaluations", remedy)
     trained = read_results(run).get("finished")
-    return [one for one in found if one.get("trained") == trained]
+    return [entry for entry in evaluations if entry.get("trained") == trained]
 
 
 def keep_evaluation(run: Path, results: Mapping[str, Any], *, date: str, device: str) -> None:
@@ -50,42 +50,44 @@ def keep_evaluation(run: Path, results: Mapping[str, Any], *, date: str, device:
     The same are those on equal data, of equal rows, within equal budgets. A cascade that this one did
     not measure stays. ValueError for a damaged file, OSError if it cannot be written.
     """
-    own = {name: value for name, value in results.items() if name != "fidelity"}
+    measured = {name: value for name, value in results.items() if name != "fidelity"}
     new: dict[str, Any] = {"date": date, "device": device}
-    new |= {"trained": read_results(run).get("finished")} | own
+    new |= {"trained": read_results(run).get("finished")} | measured
 
-    def same(one: Mapping[str, Any]) -> bool:
-        data = one.get("data", {}).get("fingerprint") == new["data"]["fingerprint"]
-        return data and all(one.get(key) == new.get(key) for key in ("rows", "at"))
+    def same(entry: Mapping[str, Any]) -> bool:
+        data = entry.get("data", {}).get("fingerprint") == new["data"]["fingerprint"]
+        return data and all(entry.get(key) == new.get(key) for key in ("rows", "at"))
 
     with writing(run / "net.safetensors"):
-        known = read_evaluations(run)
-        if before := [one for one in known if same(one) and one["costs"].keys() == new["costs"].keys()]:
+        earlier = read_evaluations(run)
+        if before := [
+            entry for entry in earlier if same(entry) and entry["costs"].keys() == new["costs"].keys()
+        ]:
             new = {"cascade": before[-1]["cascade"]} | new if "cascade" in before[-1] else new
-        kept = [*(one for one in known if not same(one)), new]
-        write_whole(run / EVALUATIONS, json.dumps({"evaluations": kept}, indent=1).encode())
+        evaluations = [*(entry for entry in earlier if not same(entry)), new]
+        write_whole(run / EVALUATIONS, json.dumps({"evaluations": evaluations}, indent=1).encode())
 
 
 def upgrade(results: Mapping[str, Any]) -> dict[str, Any]:
     """Give results of any version the present names."""
     if "kind" in results:
         return dict(results)
-    own = dict(results)
-    if "drnet" in own:
+    upgraded = dict(results)
+    if "drnet" in upgraded:
         for name in ("test", "costs", "churn"):
-            if isinstance(own.get(name), Mapping):
-                own[name] = {row_name(key): value for key, value in own[name].items()}
-        speed = own["drnet"].get("speed", [])
+            if isinstance(upgraded.get(name), Mapping):
+                upgraded[name] = {row_name(key): value for key, value in upgraded[name].items()}
+        speed = upgraded["drnet"].get("speed", [])
         rows = [{row_name(key): value for key, value in row.items()} for row in speed]
-        own["drnet"] = own["drnet"] | {"speed": rows}
-        return {"kind": "resolution", "rows": "choice"} | own
-    if "triples" in own:
-        of_graph = {name: own.pop(name) for name in _OF_GRAPHS if name in own}
-        return {"kind": "graph", "rows": None, "costs": {}} | own | {"dkge": of_graph}
+        upgraded["drnet"] = upgraded["drnet"] | {"speed": rows}
+        return {"kind": "resolution", "rows": "choice"} | upgraded
+    if "triples" in upgraded:
+        of_graph = {name: upgraded.pop(name) for name in _OF_GRAPHS if name in upgraded}
+        return {"kind": "graph", "rows": None, "costs": {}} | upgraded | {"dkge": of_graph}
     for name, system in (("full_net", "ekd"), ("cache", "distill")):
-        if name in own:
-            own[system] = {name: own.pop(name)}
-    return {"kind": "classifier", "rows": "depth"} | own
+        if name in upgraded:
+            upgraded[system] = {name: upgraded.pop(name)}
+    return {"kind": "classifier", "rows": "depth"} | upgraded
 
 
 def row_name(key: str) -> str:
@@ -99,11 +101,11 @@ def never_right(
     confusion: Mapping[str, Mapping[str, Mapping[str, int]]],
 ) -> dict[tuple[str, ...], list[str]]:
     """Group the rows by their classes without one right example; only rows that have such classes."""
-    found: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for row, counts in confusion.items():
         if names := tuple(name for name, answers in counts.items() if not answers.get(name)):
-            found.setdefault(names, []).append(row)
-    return {tuple(rows): list(names) for names, rows in found.items()}
+            groups.setdefault(names, []).append(row)
+    return {tuple(rows): list(names) for names, rows in groups.items()}
 
 
 def never_in_words(

@@ -24,16 +24,16 @@ BEST = (
 
 def adder_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
     """Show accuracy, operations, energy and time of both networks, and gradients by layer."""
-    found = run.own("pkkd")
-    twin, gradients = as_mapping(found.get("twin")), as_mapping(found.get("gradients"))
+    results = run.system_results("pkkd")
+    twin, gradients = as_mapping(results.get("twin")), as_mapping(results.get("gradients"))
     if not twin or not run.rows:
         return ""
     full = run.rows[-1]
-    own = {**as_mapping(as_mapping(run.results.get("costs")).get(full))}
-    own["accuracy"] = run.score(full, "accuracy")
+    adder = {**as_mapping(as_mapping(run.results.get("costs")).get(full))}
+    adder["accuracy"] = run.score(full, "accuracy")
     rows = [
         [name, *(written(MEASURES[key], values.get(key)) for key in NUMBERS)]
-        for name, values in (("adder network", own), ("convolutional twin", twin))
+        for name, values in (("adder network", adder), ("convolutional twin", twin))
     ]
     layers = [
         [name, "" if (size := number(value)) is None else f"{size:.2e}"]
@@ -53,10 +53,16 @@ def adder_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> s
 
 def bits_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
     """Show the accuracy of every depth by the number of bits of its adder layers."""
-    found = {depth: as_mapping(own) for depth, own in as_mapping(run.results.get("adder_bits")).items()}
-    if not found:
+    accuracies = {
+        depth: as_mapping(by_bits)
+        for depth, by_bits in as_mapping(run.results.get("adder_bits")).items()
+    }
+    if not accuracies:
         return ""
-    names = list(dict.fromkeys(name for own in found.values() for name in own))
-    rows = [[depth, *(as_percent(own.get(name)) for name in names)] for depth, own in found.items()]
+    names = list(dict.fromkeys(name for by_bits in accuracies.values() for name in by_bits))
+    rows = [
+        [depth, *(as_percent(by_bits.get(name)) for name in names)]
+        for depth, by_bits in accuracies.items()
+    ]
     head = (run.row, *(name if name == "float" else f"{name} bits" for name in names))
     return "<h3>Adder layers of few bits</h3>" + table(head, rows, BITS)

@@ -15,9 +15,9 @@ SHOWN = 12
 
 def never_right_note(record: RunRecord) -> str:
     """Name the classes of which a row has no example right, as sentences; empty without any."""
-    found = never_right({row: record.confusion(row) for row in record.rows})
-    said = (never_in_words(rows, names, record.row) for rows, names in found.items())
-    return " ".join(f"{text[0].upper()}{text[1:]}." for text in said)
+    groups = never_right({row: record.confusion(row) for row in record.rows})
+    sentences = (never_in_words(rows, names, record.row) for rows, names in groups.items())
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
 def classes_section(record: RunRecord, colours: Mapping[str, str]) -> str:
@@ -29,11 +29,11 @@ def classes_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     counts = record.confusion(last)
     lines = []
     for name, answers in counts.items():
-        own = [record.confusion(row).get(name, {}) for row in rows]
-        shares = [answer.get(name, 0) / max(1, sum(answer.values())) for answer in own]
+        by_row = [record.confusion(row).get(name, {}) for row in rows]
+        shares = [answer.get(name, 0) / max(1, sum(answer.values())) for answer in by_row]
         wrong = {other: count for other, count in answers.items() if other != name}
-        most = max(wrong, key=lambda other: wrong[other], default="")
-        taken = f"{most} ({wrong[most]})" if most else ""
+        likeliest = max(wrong, key=lambda other: wrong[other], default="")
+        taken = f"{likeliest} ({wrong[likeliest]})" if likeliest else ""
         cells = [name, f"{sum(answers.values()):,}", *map(as_percent, shares), taken]
         lines.append((shares[-1], cells))
     lines.sort(key=lambda line: line[0])
@@ -56,6 +56,6 @@ def _matrix(record: RunRecord, row: str) -> str:
     names = [name for name in record.classes if name in seen] or list(seen)
     numbers = np.array([[counts.get(true, {}).get(other, 0) for other in names] for true in names])
     image = fidelity_figures.matrix(
-        numbers, names, said=f"class by {record.row} {row}", truth="true class"
+        numbers, names, answer=f"class by {record.row} {row}", truth="true class"
     )
     return figure(image, f"Confusion matrix of {record.row} {row}: a row is a true class.")

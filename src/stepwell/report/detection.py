@@ -27,28 +27,28 @@ def boxes_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     """Show test images with boxes, precision by class, and what teachers' labels were made of."""
     file = record.path / BOXES
     page = read_json(file, "train the run again") if file.is_file() else {}
-    parts = [*_made(record), *_by_class(record, page), *_images(page, record)]
+    parts = [*_teacher_labels(record), *_by_class(record, page), *_images(page, record)]
     return "\n".join(parts)
 
 
-def _made(record: RunRecord) -> list[str]:
+def _teacher_labels(record: RunRecord) -> list[str]:
     """Say what thresholds and fusion did; nothing for a run without teachers."""
-    own = record.own("pseudo")
-    classes = as_mapping(own.get("classes"))
+    results = record.system_results("pseudo")
+    classes = as_mapping(results.get("classes"))
     if not classes:
         return []
-    teachers = as_mapping(own.get("teachers"))
+    teachers = as_mapping(results.get("teachers"))
     names = " and ".join(map(str, teachers))
-    found = sum(int(finite(as_mapping(t).get("boxes"))) for t in teachers.values())
-    images, boxes, fused = (number(own.get(key)) for key in ("images", "boxes", "fused"))
-    steps = [f"{names} found {found:,} boxes of any score in {images:,.0f} images"]
+    total = sum(int(finite(as_mapping(t).get("boxes"))) for t in teachers.values())
+    images, boxes, fused = (number(results.get(key)) for key in ("images", "boxes", "fused"))
+    steps = [f"{names} found {total:,} boxes of any score in {images:,.0f} images"]
     if len(teachers) > 1:
         steps.append(f"together they gave {fused:,.0f}")
     steps.append(f"{boxes:,.0f} reached their thresholds")
-    if ignored := number(own.get("ignored")):
+    if ignored := number(results.get("ignored")):
         steps.append(f"{ignored:,.0f} below them were left open")
     text = f"{'; '.join(steps)}."
-    test = of_row(as_mapping(own.get("teacher_test")), "teachers")
+    test = of_row(as_mapping(results.get("teacher_test")), "teachers")
     if _by_teachers(record):
         text += " There are no labels: all numbers compare the student with the teachers' boxes."
     elif (ap := number(test.get("ap"))) is not None:
@@ -72,7 +72,7 @@ def _made(record: RunRecord) -> list[str]:
 
 def _by_class(record: RunRecord, page: Mapping[str, Any]) -> list[str]:
     """Average precision of each class, and curves of precision over recall."""
-    counts = as_mapping(record.own("detect").get("boxes"))
+    counts = as_mapping(record.system_results("detect").get("boxes"))
     if not record.rows or not counts:
         return []
     last = of_row(record.test, record.rows[-1])
@@ -166,7 +166,7 @@ def _legend(classes: Sequence[str]) -> str:
 
 def _by_teachers(record: RunRecord) -> bool:
     """Check whether the test part has boxes of teachers, because there are no labels."""
-    return record.own("pseudo").get("truth") == "teacher"
+    return record.system_results("pseudo").get("truth") == "teacher"
 
 
 def _title(name: str, record: RunRecord) -> str:

@@ -23,19 +23,19 @@ from stepwell.report.sections import row_table
 def cascade_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     """Show a cascade's thresholds, and its accuracy with its interval; nothing without one."""
     cascade = as_mapping(record.results.get("cascade"))
-    found, test = (as_mapping(cascade.get(part)) for part in ("validation", "test"))
-    if not found or not test:
+    validation, test = (as_mapping(cascade.get(part)) for part in ("validation", "test"))
+    if not validation or not test:
         return ""
-    thresholds = [*(f"{t:.4f}" for t in found.get("thresholds") or ()), "the rest"]
-    shares = ([as_percent(s) for s in part.get("shares") or ()] for part in (found, test))
-    rows = [list(row) for row in zip(found.get("depths") or (), thresholds, *shares, strict=False)]
-    head = (record.row, threshold_title(found), "answered, validation", "answered, test")
-    images, noun = as_count(found.get("images")), record.noun
+    thresholds = [*(f"{t:.4f}" for t in validation.get("thresholds") or ()), "the rest"]
+    shares = ([as_percent(s) for s in part.get("shares") or ()] for part in (validation, test))
+    rows = [list(row) for row in zip(validation.get("depths") or (), thresholds, *shares, strict=False)]
+    head = (record.row, threshold_title(validation), "answered, validation", "answered, test")
+    images, noun = as_count(validation.get("images")), record.noun
     full = {"accuracy": test.get("full_accuracy"), "images": test.get("images")}
     text = (
-        f"Thresholds set on {images} validation {noun}s; goal: {found.get('goal')}. Accuracy there: "
-        f"{_interval(found)}; on {as_count(test.get('images'))} test {noun}s: {_interval(test)}, "
-        f"of the full net: {_interval(full)}. Mean MACs {with_article(noun)}: "
+        f"Thresholds set on {images} validation {noun}s; goal: {validation.get('goal')}. Accuracy "
+        f"there: {_interval(validation)}; on {as_count(test.get('images'))} test {noun}s: "
+        f"{_interval(test)}, of the full net: {_interval(full)}. Mean MACs {with_article(noun)}: "
         f"{as_count(test.get('macs'))} (full net: {as_count(test.get('full_macs'))}); mean ms, one by "
         f"one: {as_ms(test.get('ms'))} (full net: {as_ms(test.get('full_ms'))})"
         f"{'; ' + BUSY if 'unsure' in test else ''}. In brackets: 95% intervals."
@@ -62,16 +62,18 @@ def _interval(part: Mapping[str, Any]) -> str:
 def other_evaluations(record: RunRecord, colours: Mapping[str, str]) -> str:
     """Show evaluations on other data, of other rows, or within a budget, each by itself."""
     parts = []
-    for one in record.evaluations:
-        data = as_mapping(one.get("data"))
-        own = "the run's test part" if data.get("own") else str(data.get("name", "unnamed data"))
-        at = f", {one['at']}" if one.get("at") else ""
-        apart = replace(record, results=one, evaluations=(), predictions=None)
-        text = f"Measured {one.get('date', '')} on {one.get('device', 'an unknown device')}."
+    for evaluation in record.evaluations:
+        data = as_mapping(evaluation.get("data"))
+        source = "the run's test part" if data.get("own") else str(data.get("name", "unnamed data"))
+        budget = f", {evaluation['at']}" if evaluation.get("at") else ""
+        other = replace(record, results=evaluation, evaluations=(), predictions=None)
+        text = (
+            f"Measured {evaluation.get('date', '')} on {evaluation.get('device', 'an unknown device')}."
+        )
         parts += [
-            f"<h4>On {escape(own + at)}, by {escape(apart.row)}</h4>",
-            f"<p>{escape(' '.join(filter(None, (text, never_right_note(apart)))))}</p>",
-            row_table(apart, colours).partition("</h3>")[2],
-            cascade_section(apart, colours).replace("h3>", "h4>"),
+            f"<h4>On {escape(source + budget)}, by {escape(other.row)}</h4>",
+            f"<p>{escape(' '.join(filter(None, (text, never_right_note(other)))))}</p>",
+            row_table(other, colours).partition("</h3>")[2],
+            cascade_section(other, colours).replace("h3>", "h4>"),
         ]
     return "\n".join(["<h3>Evaluated on other data</h3>", *parts]) if parts else ""

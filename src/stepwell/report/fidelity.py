@@ -23,13 +23,13 @@ def fidelity_section(run: RunRecord, colours: Mapping[str, str]) -> str:
     record = read_fidelity(run.path)
     if record is None or not record.depths or not record.parts:
         return ""
-    if odd := record.not_of(run):
+    if source := record.not_of(run):
         return (
-            f"<h3>Fidelity to the teacher</h3><p>Not shown: fidelity.json is of {escape(odd)}. Measure "
-            "it again with stepwell eval --fidelity.</p>"
+            f"<h3>Fidelity to the teacher</h3><p>Not shown: fidelity.json is of {escape(source)}. "
+            "Measure it again with stepwell eval --fidelity.</p>"
         )
-    teacher = as_mapping(record.found.get("teacher"))
-    controls = as_mapping(record.found.get("controls"))
+    teacher = as_mapping(record.content.get("teacher"))
+    controls = as_mapping(record.content.get("controls"))
     names = ", ".join(str(as_mapping(about).get("name", "unknown")) for about in controls.values())
     text = f"Teacher: {teacher.get('name', 'unknown')}. " + (
         f"Control, a student of another teacher: {names}. Only agreement beyond the control's can come "
@@ -46,12 +46,12 @@ def fidelity_section(run: RunRecord, colours: Mapping[str, str]) -> str:
 
 
 def _figures(record: FidelityRecord, colours: Mapping[str, str]) -> Iterable[str]:
-    whose = f"of the student and of the control, with {100 * record.level:.0f}% intervals"
+    caption = f"of the student and of the control, with {100 * record.level:.0f}% intervals"
     points = figures.agreement_points(record, colours)
-    yield figure(points, f"Agreement with the teacher, {whose}.")
+    yield figure(points, f"Agreement with the teacher, {caption}.")
     for depth in record.depths:
         colour = colours.get(depth, figures.STUDENT)
-        curves = [record.arrays.get(f"test/{who}/reliability") for who in (depth, "teacher")]
+        curves = [record.arrays.get(f"test/{network}/reliability") for network in (depth, "teacher")]
         if curves[0] is not None and curves[1] is not None:
             yield figure(
                 figures.reliability_pair(curves[0], curves[1], colour=colour, depth=depth),
@@ -65,7 +65,7 @@ def _figures(record: FidelityRecord, colours: Mapping[str, str]) -> Iterable[str
                 figures.matrix(matrix, record.classes, f"class by depth {depth}"),
                 f"Which classes depth {depth} gives where its teacher gives each; test {record.noun}.",
             )
-        points = as_mapping(record.found.get("interpolation")).get(depth)
+        points = as_mapping(record.content.get("interpolation")).get(depth)
         if points:
             yield figure(
                 figures.line(points, colour=colour),
@@ -82,7 +82,7 @@ def _table(record: FidelityRecord, depth: str) -> str:
     ]
     rows += [
         [f"CKA of {stage}", *cells]
-        for stage in record.found.get("stages") or ()
+        for stage in record.content.get("stages") or ()
         if any(cells := [_cell(record, part, depth, f"cka/{stage}", CKA) for part in record.parts])
     ]
     head = [f"depth {depth}"] + [
@@ -96,7 +96,7 @@ def _table(record: FidelityRecord, depth: str) -> str:
     if "augmented" in record.parts:
         note += (
             " Train: without augmentation; augmented: the same images, augmented as in training "
-            f"({record.found.get('augmentation') or 'standard'})."
+            f"({record.content.get('augmentation') or 'standard'})."
         )
     return table(head, rows, note)
 
@@ -107,10 +107,10 @@ def _typeset(title: str) -> str:
 
 
 def _cell(record: FidelityRecord, part: str, depth: str, key: str, measure: Measure) -> str:
-    found = record.interval(part, depth, key)
-    if found is None:
+    interval = record.interval(part, depth, key)
+    if interval is None:
         return ""
-    value, low, high = (number_in(measure.unit, x, measure.digits) for x in found)
+    value, low, high = (number_in(measure.unit, x, measure.digits) for x in interval)
     unit = "%" if measure.unit == "percent" else ""
     to = " to " if measure.unit == "points" else "–"
     return f"{value}{unit}" + (f" ({low}{to}{high})" if low != high else "")

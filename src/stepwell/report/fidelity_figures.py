@@ -25,13 +25,13 @@ def agreement_points(record: FidelityRecord, colours: Mapping[str, str]) -> str 
     for i, depth in enumerate(record.depths):
         shift = 0.24 * (i - (len(record.depths) - 1) / 2)
         kinds = (("agreement", "o", "student"), ("control/agreement", "s", "control"))
-        for key, marker, who in kinds:
-            aside = shift + (0.09 if who == "control" else -0.03)
-            for at, part in enumerate(parts):
-                if (found := record.interval(part, depth, key)) is not None:
-                    colour = colours.get(depth, STUDENT) if who == "student" else GREY
-                    label = f"depth {depth}" if who == "student" and several else who
-                    marks.append((at + aside, found, colour, marker, label))
+        for key, marker, network in kinds:
+            offset = shift + (0.09 if network == "control" else -0.03)
+            for position, part in enumerate(parts):
+                if (interval := record.interval(part, depth, key)) is not None:
+                    colour = colours.get(depth, STUDENT) if network == "student" else GREY
+                    label = f"depth {depth}" if network == "student" and several else network
+                    marks.append((position + offset, interval, colour, marker, label))
     if not marks:
         return None
 
@@ -65,21 +65,21 @@ def reliability_pair(student: NDArray[Any], teacher: NDArray[Any], *, colour: st
         theirs = (teacher, TEACHER, "s", "--", "teacher", 0.2)
         ours = (student, colour, "o", "-", f"depth {depth}", -0.2)
         for curve, paint_in, marker, dashes, label, side in (theirs, ours):
-            held, confidence, accuracy = curve
-            some = held > 0
+            counts, confidence, accuracy = curve
+            filled = counts > 0
             # of few examples the share right is mostly chance: small points, and no line to them
-            sizes = 10 + 60 * np.sqrt(held[some] / held.max())
-            many = held >= JOINED
+            sizes = 10 + 60 * np.sqrt(counts[filled] / counts.max())
+            many = counts >= JOINED
             upper.plot(confidence[many], accuracy[many], dashes, color=paint_in, lw=1.1, alpha=0.8)
             upper.scatter(
-                confidence[some], accuracy[some], sizes, color=paint_in, marker=marker,
+                confidence[filled], accuracy[filled], sizes, color=paint_in, marker=marker,
                 alpha=0.75, linewidths=0, label=legend_text(label), zorder=3,
             )  # fmt: skip
-            lower.bar(middle + side / bins, held, 0.38 / bins, color=paint_in)
+            lower.bar(middle + side / bins, counts, 0.38 / bins, color=paint_in)
         upper.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="share right")
         lower.set(xlabel="confidence", ylabel="examples", yscale="symlog")
-        most = max(student[0].max(), teacher[0].max())
-        ticks = [0, *(10**power for power in range(1, 1 + int(np.log10(max(10, most)))))]
+        largest = max(student[0].max(), teacher[0].max())
+        ticks = [0, *(10**power for power in range(1, 1 + int(np.log10(max(10, largest)))))]
         lower.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
         lower.minorticks_off()
         legend = figure.legend(loc="outside lower center", ncols=2)
@@ -90,9 +90,9 @@ def reliability_pair(student: NDArray[Any], teacher: NDArray[Any], *, colour: st
 
 
 def matrix(
-    counts: NDArray[Any], classes: Sequence[str], said: str, truth: str = "class by the teacher"
+    counts: NDArray[Any], classes: Sequence[str], answer: str, truth: str = "class by the teacher"
 ) -> str:
-    """Draw which class is said (columns) for which truth (rows), in shares of the rows."""
+    """Draw which class is the answer (columns) to which truth (rows), in shares of the rows."""
     n = len(counts)
     totals = counts.sum(1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
@@ -117,7 +117,7 @@ def matrix(
             size = 9 if n <= NUMBERED else 6.5
             axes.set_xticks(range(n), names, rotation=90 if upright else 0, fontsize=size)
             axes.set_yticks(range(n), names, fontsize=size)
-        axes.set(xlabel=legend_text(said), ylabel=truth)
+        axes.set(xlabel=legend_text(answer), ylabel=truth)
         axes.grid(False)
         axes.spines[:].set_visible(False)
         bar = figure.colorbar(image, shrink=0.75, label="share of the row", ticks=[0, 0.1, 0.5, 1])

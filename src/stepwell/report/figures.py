@@ -49,16 +49,16 @@ def accuracy_cost(
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for i, (name, found) in enumerate(points.items()):
-            if not found:
+        for i, (name, run_points) in enumerate(points.items()):
+            if not run_points:
                 continue
             marker, dashes = MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)]
-            ordered = sorted((p for p in found if not p.star), key=lambda point: point.x)
+            ordered = sorted((p for p in run_points if not p.star), key=lambda point: point.x)
             xs, ys = [p.x for p in ordered], [p.y for p in ordered]
             axes.plot(xs, ys, dashes, color="#9a9a9a", lw=1.1, marker=marker, label=legend_text(name))
             if cost == "macs" and (curve := cascades_of(records[i])):
                 axes.plot(*zip(*curve, strict=True), ":", color=GREY, lw=1.1, marker=".", zorder=1)
-            for p in found:
+            for p in run_points:
                 colour = colours.get(p.row, GREY)
                 axes.errorbar(
                     p.x, p.y, p.y_error, p.x_error, color=colour, marker="*" if p.star else marker,
@@ -81,8 +81,8 @@ def accuracy_cost(
         unit = f"ms per {noun}" if cost == "ms" else f"million MACs per {noun}"
         titles = " or ".join(dict.fromkeys(MEASURES[record.measure].title for record in records))
         axes.set(xlabel=unit, ylabel=f"test {titles}, {'%' if titles == 'accuracy' else '× 100'}")
-        ends = [p.x + p.x_error[1][0] for found in points.values() for p in found]
-        xs = [p.x for found in points.values() for p in found]
+        ends = [p.x + p.x_error[1][0] for run_points in points.values() for p in run_points]
+        xs = [p.x for run_points in points.values() for p in run_points]
         if max(ends) > 3 * max(xs):  # a whisker of a busy moment would push the points into a corner
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -103,28 +103,28 @@ def losses(phases: Sequence[Phase], colours: Mapping[str, str], word: str = "dep
 
     The legend names rows and terms apart, which takes fewer lines; `word` stands for a row.
     """
-    own = {"phase", "epoch", "step", "lr", "seconds", "cpu_seconds"}
-    keys = [key for key in _keys(phases) if key not in own and not key.startswith("val/")]
+    bookkeeping = {"phase", "epoch", "step", "lr", "seconds", "cpu_seconds"}
+    keys = [key for key in _keys(phases) if key not in bookkeeping and not key.startswith("val/")]
     owner = {key: key.rpartition("/")[0] for key in keys}
     # terms with parts of their own, such as one a layer, have a colour as rows have
     parted = dict.fromkeys(name for name in owner.values() if name and name not in colours)
-    drawn = {
+    palette = {
         **colours,
         **dict(zip(parted, cycle(OKABE_ITO[len(colours) :] or OKABE_ITO), strict=False)),
     }
-    order = ["", *drawn]  # the total, then the rows, then terms with parts
+    order = ["", *palette]  # the total, then the rows, then terms with parts
     keys.sort(key=lambda key: order.index(owner[key]))
     terms = list(dict.fromkeys(key.rpartition("/")[2] for key in keys if key != "loss"))
 
     dashes = {term: DASHES[i % len(DASHES)] for i, term in enumerate(terms)}
     total = {"color": "#000000", "lw": 2.6, "alpha": 0.5}
     styles: dict[str, dict[str, Any]] = {
-        key: {"color": drawn.get(owner[key], GREY), "ls": dashes.get(key.rpartition("/")[2], "-")}
+        key: {"color": palette.get(owner[key], GREY), "ls": dashes.get(key.rpartition("/")[2], "-")}
         for key in keys
     }
     legend: list[dict[str, Any]] = [
         {"color": c, "label": d if d in parted else f"{word} {d}"}
-        for d, c in drawn.items() if d in owner.values()
+        for d, c in palette.items() if d in owner.values()
     ]  # fmt: skip
     shares = {key.rpartition("/")[2] for key in keys if owner[key] == "share"}  # of the choices
     legend += [
@@ -160,12 +160,12 @@ def reliability(
     """Draw a row's accuracy by its confidence, and the number of examples in each bin."""
     bins = 15 if len(right) >= 1000 else 10
     width = 1 / bins
-    place = np.clip((confidence * bins).astype(int), 0, bins - 1)
-    held = np.bincount(place, minlength=bins)
-    some = held > 0
-    accuracy = np.bincount(place, weights=right, minlength=bins)[some] / held[some]
-    claimed = np.bincount(place, weights=confidence, minlength=bins)[some] / held[some]
-    middle = (np.arange(bins)[some] + 0.5) * width
+    index = np.clip((confidence * bins).astype(int), 0, bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    filled = counts > 0
+    accuracy = np.bincount(index, weights=right, minlength=bins)[filled] / counts[filled]
+    claimed = np.bincount(index, weights=confidence, minlength=bins)[filled] / counts[filled]
+    middle = (np.arange(bins)[filled] + 0.5) * width
 
     def paint(figure: Figure) -> None:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(4, 1))
@@ -176,7 +176,7 @@ def reliability(
         )  # fmt: skip
         upper.plot([0, 1], [0, 1], "--", color=GREY, lw=1)
         upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share right", title=title)
-        lower.bar(middle, held[some], width * 0.92, color=GREY)
+        lower.bar(middle, counts[filled], width * 0.92, color=GREY)
         lower.set(xlabel="confidence", ylabel="examples")
         figure.legend(loc="outside lower center", ncols=2)
 
@@ -227,7 +227,7 @@ def _operating_points(record: RunRecord, cost: str) -> list[Point]:
     cascade = as_mapping(as_mapping(record.results.get("cascade")).get("test"))
     if cascade:
         rows.append(("cascade", cascade, finite(cascade.get("accuracy")), True))
-    found = []
+    points = []
     for row, costs, accuracy, star in rows:
         x = scale * finite(costs.get(cost))
         if math.isfinite(x) and math.isfinite(accuracy):
@@ -235,11 +235,11 @@ def _operating_points(record: RunRecord, cost: str) -> list[Point]:
             n = record.examples
             interval = INTERVALS.get(record.measure)
             shares = interval(accuracy, n) if n and interval else _resampled(record, row)
-            found.append(Point(
+            points.append(Point(
                 row, x, 100 * accuracy, _whiskers(x, *ends),
                 _whiskers(100 * accuracy, *(100 * share for share in shares)), star,
             ))  # fmt: skip
-    return found
+    return points
 
 
 def _resampled(record: RunRecord, row: str) -> tuple[float, float]:

@@ -9,15 +9,15 @@ from stepwell.report.run_record import RunRecord, as_mapping, number
 
 def full_net_note(record: RunRecord, colours: Mapping[str, str] | None = None) -> str:
     """Compare the full net before and after its sub-nets trained; nothing if it was not watched."""
-    found = as_mapping(record.own("ekd").get("full_net"))
-    before, after = number(found.get("before")), number(found.get("after"))
+    full_net = as_mapping(record.system_results("ekd").get("full_net"))
+    before, after = number(full_net.get("before")), number(full_net.get("after"))
     if before is None or after is None:
         return ""
     limit = number(record.arguments.get("max_drop"))
-    measure = MEASURES[str(found.get("score", "accuracy"))]
+    measure = MEASURES[str(full_net.get("score", "accuracy"))]
     word = measure.title
     start = f"The full net lost more than {limit or 0.0:g} points of validation {word}"
-    if found.get("rolled_back"):
+    if full_net.get("rolled_back"):
         return warning(
             f"{start} while its sub-nets trained. It was rolled back to its state before "
             f"({written(measure, before)}), and only the sub-nets' own norms were trained."

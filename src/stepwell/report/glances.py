@@ -45,40 +45,40 @@ SHOWN = 12
 
 def glances_section(run: RunRecord, colours: Mapping[str, str]) -> str:
     """Show the accuracy after every glance, with crops here and elsewhere, and where they are."""
-    own = run.own("glance")
-    side, apart = number(own.get("side")), number(own.get("apart"))
-    looks = own.get("looks")
+    results = run.system_results("glance")
+    side, apart = number(results.get("side")), number(results.get("apart"))
+    looks = results.get("looks")
     if side is None:
         return ""
-    placed = {"random": "at random", "fixed": "at fixed places"}.get(str(own.get("where")), "")
+    placed = {"random": "at random", "fixed": "at fixed places"}.get(str(results.get("where")), "")
     words = WORDS.get(run.recipe, CROPS)
-    said = (
+    text = (
         f"The first glance sees {words.whole}, scaled to {side:g} pixels; each later one sees a "
         f"{words.part} of {side:g} pixels, placed {placed or 'by the policy'}."
     )
     if apart is not None:
-        said += (
+        text += (
             f" Over the test part, places vary by {apart:.2f} of the {words.way} (random ones by 0.29)."
         )
-    parts = ["<h3>Where the network looks</h3>", f"<p>{escape(said)}</p>"]
+    parts = ["<h3>Where the network looks</h3>", f"<p>{escape(text)}</p>"]
     if isinstance(looks, Sequence) and not isinstance(looks, str):
-        controls = {name: as_mapping(own.get(key)) for key, name in words.controls.items()}
+        controls = {name: as_mapping(results.get(key)) for key, name in words.controls.items()}
         rows = [
             [row, as_percent(run.score(row, "accuracy"))]
             + [as_percent(number(accuracies.get(row))) for accuracies in controls.values()]
             for row in run.rows
         ]
         parts.append(table(["glances", "accuracy, placed by the policy", *controls], rows, ""))
-        drawn = _looks([np.array(one, float) for one in looks])
+        drawn = _looks([np.array(look, float) for look in looks])
         parts.append(figure(drawn, words.counted))
     return "\n".join([*parts, grid(_pictures(run, int(side)))])
 
 
 def _looks(counts: list[NDArray[np.float64]]) -> str:
     def paint(whole: Figure) -> None:
-        for i, one in enumerate(counts, start=1):
+        for i, glance in enumerate(counts, start=1):
             axes = whole.add_subplot(1, len(counts), i)
-            axes.imshow(one, cmap="Blues", vmin=0)
+            axes.imshow(glance, cmap="Blues", vmin=0)
             axes.set(title=f"glance {i + 1}", xticks=[], yticks=[])
 
     return svg(1.8 * len(counts), 2.1, paint)

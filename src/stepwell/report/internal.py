@@ -24,56 +24,58 @@ LETTERS, FEW = 12, 16
 
 def internal_section(run: RunRecord, colours: Mapping[str, str]) -> str:
     """Show how far student and teacher are apart; nothing for a run without layers to learn."""
-    own = run.own("bert")
-    layers = own.get("layers") or ()
+    results = run.system_results("bert")
+    layers = results.get("layers") or ()
     if not layers:
         return ""
     rows = [
-        [str(i), str(at or ABSENT), *(as_decimal(_at(own, key, i)) for key in DISTANCES)]
-        for i, at in enumerate(layers, 1)
+        [str(i), str(source or ABSENT), *(as_decimal(_at(results, key, i)) for key in DISTANCES)]
+        for i, source in enumerate(layers, 1)
     ]
     head = ("layer", "of the teacher", "attention, KL", "[CLS], 1 − cosine")
     note = "Means over the test texts, KL in nats; 0: equal. A dash: nothing to compare."
     parts = [
-        "<h3>Teacher and student</h3>", f"<p>{escape(_answers(run, own))}</p>",
+        "<h3>Teacher and student</h3>", f"<p>{escape(_answers(run, results))}</p>",
         table(head, rows, note), '<div class="figures">',
-        figure(_by_layer(own, layers), "Distance from the teacher by layer of the student."),
-        *_costs(run, own, colours), "</div>", *_maps(run, own, layers),
+        figure(_by_layer(results, layers), "Distance from the teacher by layer of the student."),
+        *_costs(run, results, colours), "</div>", *_maps(run, results, layers),
     ]  # fmt: skip
     return "\n".join(parts)
 
 
-def _at(own: Mapping[str, Any], key: str, layer: int) -> float | None:
-    values = own.get(key) or ()
+def _at(results: Mapping[str, Any], key: str, layer: int) -> float | None:
+    values = results.get(key) or ()
     return number(values[layer - 1]) if layer <= len(values) else None
 
 
-def _answers(run: RunRecord, own: Mapping[str, Any]) -> str:
+def _answers(run: RunRecord, results: Mapping[str, Any]) -> str:
     """Say how often the teacher is right, and how often the student answers as it does."""
-    depth = as_mapping(own.get("teacher")).get("depth")
+    depth = as_mapping(results.get("teacher")).get("depth")
     deep = f"The teacher, with {depth} layers," if depth else "The teacher"
-    accuracy = number(own.get("teacher_accuracy"))
-    agreement = number(own.get("agreement"))
+    accuracy = number(results.get("teacher_accuracy"))
+    agreement = number(results.get("agreement"))
     if accuracy is None:  # numbers, not classes
         return f"{deep} and the student correlate with r = {as_decimal(agreement)} on the test texts."
     text = (
         f"{deep} has {as_percent(accuracy)} of the test texts right, the student "
         f"{as_percent(run.score(run.rows[-1], 'accuracy'))}. They agree on {as_percent(agreement)}"
     )
-    among = number(own.get("agreement_on_errors"))
+    among = number(results.get("agreement_on_errors"))
     if among is None:
         return f"{text}; the teacher makes no error."
     errors = f"{round((1 - accuracy) * run.examples):,} " if run.examples else ""
     return f"{text}, and on {as_percent(among)} of the {errors}texts where the teacher is wrong."
 
 
-def _by_layer(own: Mapping[str, Any], layers: Sequence[int]) -> str | None:
+def _by_layer(results: Mapping[str, Any], layers: Sequence[int]) -> str | None:
     """Draw the divergence of attention and the distance of [CLS] states by layer."""
-    values = {key: [finite(_at(own, key, i)) for i in range(1, len(layers) + 1)] for key in DISTANCES}
+    values = {
+        key: [finite(_at(results, key, i)) for i in range(1, len(layers) + 1)] for key in DISTANCES
+    }
     values = {key: ys for key, ys in values.items() if np.isfinite(ys).any()}
     if not values:
         return None
-    names = [f"{i} ← {at}" if at else str(i) for i, at in enumerate(layers, 1)]
+    names = [f"{i} ← {source}" if source else str(i) for i, source in enumerate(layers, 1)]
 
     def paint(picture: Figure) -> None:
         panels = picture.subplots(len(values), sharex=True, squeeze=False)[:, 0]
@@ -88,10 +90,10 @@ def _by_layer(own: Mapping[str, Any], layers: Sequence[int]) -> str | None:
     return svg(4.4, 1.0 + 1.4 * len(values), paint)
 
 
-def _costs(run: RunRecord, own: Mapping[str, Any], colours: Mapping[str, str]) -> Iterable[str]:
+def _costs(run: RunRecord, results: Mapping[str, Any], colours: Mapping[str, str]) -> Iterable[str]:
     """Draw accuracy against the number of layers and against time, the teacher beside the student."""
-    teacher = as_mapping(own.get("teacher"))
-    accuracy = finite(own.get("teacher_accuracy"))
+    teacher = as_mapping(results.get("teacher"))
+    accuracy = finite(results.get("teacher_accuracy"))
     points = [
         (row, run.cost(row), finite(run.score(row, "accuracy")), {"color": colours.get(row, GREY)})
         for row in run.rows
@@ -119,9 +121,9 @@ def _beside(run: RunRecord, points: Sequence[tuple[Any, ...]], xs: Sequence[floa
             ends = share_interval(value, run.examples) if run.examples else (value, value)
             error = [[100 * (value - ends[0])], [100 * (ends[1] - value)]]
             axes.errorbar(x, 100 * value, error, **{"marker": "o", **look}, ms=8, lw=1.4, capsize=3)
-            own = name if name == "teacher" else f"{run.row} {name}"
+            label = name if name == "teacher" else f"{run.row} {name}"
             axes.annotate(
-                legend_text(own), (x, 100 * value), (8, 5), textcoords="offset points", weight="bold",
+                legend_text(label), (x, 100 * value), (8, 5), textcoords="offset points", weight="bold",
                 color="#222222",
             )  # fmt: skip
         axes.margins(x=0.3)
@@ -133,21 +135,21 @@ def _beside(run: RunRecord, points: Sequence[tuple[Any, ...]], xs: Sequence[floa
     return svg(4.4, 3.4, paint)
 
 
-def _maps(run: RunRecord, own: Mapping[str, Any], layers: Sequence[int]) -> Iterable[str]:
+def _maps(run: RunRecord, results: Mapping[str, Any], layers: Sequence[int]) -> Iterable[str]:
     """Show attention maps of a few texts: those of the last layer, and the others folded."""
-    file, examples = run.path / MAPS, own.get("examples") or ()
+    file, examples = run.path / MAPS, results.get("examples") or ()
     if not file.is_file() or not examples:
         return
     arrays = read_arrays(file, "delete it to report without attention maps")
-    pairs = [(i, at) for i, at in enumerate(layers, 1) if at]
+    pairs = [(i, source) for i, source in enumerate(layers, 1) if source]
     yield "<h3>Attention of teacher and student</h3>"
     yield (
         "<p>A row is a token, and its cells are the shares of its attention to the tokens of the "
         "columns: the mean over the heads of a layer. Stronger blue is more.</p>"
     )
-    for n, example in enumerate(examples):
+    for index, example in enumerate(examples):
         tokens = [str(token) for token in example.get("tokens") or ()]
-        maps = [arrays.get(f"{n}/{whose}", np.empty(0)) for whose in ("teacher", "student")]
+        maps = [arrays.get(f"{index}/{whose}", np.empty(0)) for whose in ("teacher", "student")]
         if not pairs or any(m.shape != (len(pairs), len(tokens), len(tokens)) for m in maps):
             continue
         answers = ", ".join(
@@ -156,23 +158,23 @@ def _maps(run: RunRecord, own: Mapping[str, Any], layers: Sequence[int]) -> Iter
         cut = f"; the first {len(tokens)} tokens" if example.get("cut") else ""
         yield f"<h4>{escape(str(example.get('text')))}</h4><p>{escape(answers + cut)}</p>"
         tops = np.maximum(*(m.max((1, 2)) for m in maps))
-        drawn = [
+        images = [
             [
                 figure(
-                    _map(one[at], tokens, f"{whose}, layer {pair[1 - side]}", float(tops[at])),
+                    _map(stack[k], tokens, f"{whose}, layer {pair[1 - side]}", float(tops[k])),
                     f"Layer {pair[1 - side]} of the {whose}, mean over heads.",
                 )
-                for side, (whose, one) in enumerate(zip(("teacher", "student"), maps, strict=True))
+                for side, (whose, stack) in enumerate(zip(("teacher", "student"), maps, strict=True))
             ]
-            for at, pair in enumerate(pairs)
+            for k, pair in enumerate(pairs)
         ]  # fmt: skip
-        yield _side_by_side(drawn[-1:])
-        if drawn[:-1]:
-            yield f"<details><summary>The layers below</summary>{_side_by_side(drawn[:-1])}</details>"
+        yield _side_by_side(images[-1:])
+        if images[:-1]:
+            yield f"<details><summary>The layers below</summary>{_side_by_side(images[:-1])}</details>"
 
 
 def _side_by_side(pairs: Sequence[Sequence[str]]) -> str:
-    return f'<div class="figures large">{"".join(one for pair in pairs for one in pair)}</div>'
+    return f'<div class="figures large">{"".join(image for pair in pairs for image in pair)}</div>'
 
 
 def _map(shares: NDArray[np.float32], tokens: Sequence[str], title: str, top: float) -> str:

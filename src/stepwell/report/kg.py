@@ -20,7 +20,9 @@ BARS_LABELLED = 8
 def graph_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     """Show the training and the updates of a graph."""
     updates, total = read_updates(record.path)
-    counts = (as_count(record.own("dkge").get(k)) for k in ("triples", "entities", "relations"))
+    counts = (
+        as_count(record.system_results("dkge").get(k)) for k in ("triples", "entities", "relations")
+    )
     triples, entities, relations = counts
     start = (
         f"{triples} triples of {entities} entities and {relations} relations, embedded in "
@@ -42,11 +44,11 @@ def read_updates(run: Path) -> tuple[list[Mapping[str, Any]], int]:
     file = run / "updates.json"
     if not file.exists():
         return [], 0
-    found = read_json(file, "delete it to report without updates")
-    last = found.get("updates")
+    content = read_json(file, "delete it to report without updates")
+    last = content.get("updates")
     if not isinstance(last, list) or not all(isinstance(update, dict) for update in last):
         raise damaged(file, "it lists no updates", "delete it to report without updates")
-    total = found.get("total")
+    total = content.get("total")
     return last, total if isinstance(total, int) and total > len(last) else len(last)
 
 
@@ -54,7 +56,7 @@ def _snapshots(record: RunRecord, updates: Sequence[Mapping[str, Any]], skipped:
     head = ("", "triples", "new entities", "gone", "affected", "removed ones' distance", "seconds",
             "MRR", "Hits@10")  # fmt: skip
     test = record.test
-    first = [as_count(record.own("dkge").get("triples")), *[ABSENT] * 4]
+    first = [as_count(record.system_results("dkge").get("triples")), *[ABSENT] * 4]
     first += [as_duration(record.results.get("seconds"))]
     rows = [["trained", *first, *(as_decimal(number(test.get(k))) for k in ("mrr", "hits@10"))]]
     for i, update in enumerate(updates, start=1 + skipped):
@@ -124,9 +126,9 @@ def _neighbourhood(picture: Mapping[str, Any]) -> str | None:
 
 
 def _caption(picture: Mapping[str, Any]) -> str:
-    who, *_ = picture.get("names") or [""]
+    centre, *_ = picture.get("names") or [""]
     return (
-        f"{who}, the best-connected of the entities that the last update moved most, with its "
+        f"{centre}, the best-connected of the entities that the last update moved most, with its "
         "neighbours (removed ones too) and some of theirs. Rings: before; dots: after; green dots "
         "without a ring: new. The plane is the one in which these vectors differ most."
     )

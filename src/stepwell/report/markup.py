@@ -88,21 +88,21 @@ def as_decimal(value: float | None) -> str:
 
 def as_ms(value: Any) -> str:
     """Milliseconds to three digits, without the unit."""
-    found = finite(value)
-    if math.isnan(found):
+    ms = finite(value)
+    if math.isnan(ms):
         return ABSENT
-    return f"{found:.0f}" if found >= 100 else f"{found:.3g}"
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def as_count(value: Any) -> str:
     """2500000 as 2.5 M."""
-    found = finite(value)
-    if math.isnan(found):
+    count = finite(value)
+    if math.isnan(count):
         return ABSENT
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if found >= size:
-            return f"{found / size:.3g}{unit}"
-    return f"{found:g}"
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:g}"
 
 
 def as_duration(value: Any) -> str:

@@ -13,8 +13,8 @@ def mixture_section(key: str) -> Callable[[RunRecord, Mapping[str, str]], str]:
     words = MIXTURES[key]
 
     def section(run: RunRecord, colours: Mapping[str, str]) -> str:
-        found = run.own(key)
-        layers = {name: as_mapping(layer) for name, layer in as_mapping(found.get("layers")).items()}
+        results = run.system_results(key)
+        layers = {name: as_mapping(layer) for name, layer in as_mapping(results.get("layers")).items()}
         if not layers:
             return ""
         shares = {name: [*map(number, layer.get("shares") or ())] for name, layer in layers.items()}
@@ -27,6 +27,6 @@ def mixture_section(key: str) -> Callable[[RunRecord, Mapping[str, str]], str]:
         head = ("layer", *(str(i) for i in range(1, most + 1)), "CV", "by class")
         title = f"<h3>{words.parts.capitalize()}</h3>"
         use = table(head, rows, f"{words.legend[0].upper()}{words.legend[1:]}.")
-        return "\n".join(filter(None, (title, use, speed_table(found, words.speed))))
+        return "\n".join(filter(None, (title, use, speed_table(results, words.speed))))
 
     return section

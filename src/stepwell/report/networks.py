@@ -21,39 +21,40 @@ BRIGHT = 95
 
 def networks_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
     """Show baselines, pictures by class, filters, and the nodes that decide, with their edges."""
-    own = run.own("cnc")
-    baselines = {k: as_mapping(v) for k, v in as_mapping(own.get("baselines")).items()}
+    results = run.system_results("cnc")
+    baselines = {k: as_mapping(v) for k, v in as_mapping(results.get("baselines")).items()}
     if not baselines or not run.rows:
         return ""
     rows = [
-        [name, *(as_percent(number(found.get(key))) for key in ("accuracy", "balanced_accuracy"))]
-        for name, found in baselines.items()
+        [name, *(as_percent(number(values.get(key))) for key in ("accuracy", "balanced_accuracy"))]
+        for name, values in baselines.items()
     ]
     scores = [run.score(run.rows[-1], key) for key in ("accuracy", "balanced_accuracy")]
     rows.append(["the pictures", as_percent(scores[0]), as_percent(scores[1] or scores[0])])
     note = "Logistic regressions on a few numbers, with the same training and test networks."
     parts = [
         "<h3>Without a picture</h3>", table(("", "accuracy", "balanced"), rows, note),
-        *_deletion(as_mapping(own.get("deletion"))),
+        *_deletion(as_mapping(results.get("deletion"))),
     ]  # fmt: skip
     if (run.path / FILE).is_file():
         remedy = "train the run again"
-        found = read_json(run.path / FILE, remedy)
+        explained = read_json(run.path / FILE, remedy)
         try:
-            parts += _what_decides(found)
+            parts += _what_decides(explained)
         except (LookupError, TypeError, ValueError, AttributeError) as error:  # of another shape
             raise damaged(run.path / FILE, f"wrong content: {error}", remedy) from error
     return "\n".join(parts)
 
 
-def _what_decides(found: Mapping[str, Any]) -> list[str]:
+def _what_decides(explained: Mapping[str, Any]) -> list[str]:
     """Show the figures of explained.json."""
-    means = f"The mean picture of each class{_colours(found.get('channels') or ())}."
+    means = f"The mean picture of each class{_colours(explained.get('channels') or ())}."
     return [
         "<h3>What decides</h3>", '<div class="figures">',
-        figure(_means(as_mapping(found.get("means"))), means),
-        figure(_filters(found.get("filters") or ()), "The filters of the first convolution."),
-        *(figure(_example(one), _caption(one)) for one in found.get("examples") or ()), "</div>",
+        figure(_means(as_mapping(explained.get("means"))), means),
+        figure(_filters(explained.get("filters") or ()), "The filters of the first convolution."),
+        *(figure(_example(entry), _caption(entry)) for entry in explained.get("examples") or ()),
+        "</div>",
     ]  # fmt: skip
 
 
@@ -66,16 +67,16 @@ def _colours(channels: Sequence[str]) -> str:
     return f": {words}, each brightened by itself" if words else ""
 
 
-def _deletion(found: Mapping[str, Any]) -> list[str]:
+def _deletion(deletion: Mapping[str, Any]) -> list[str]:
     """Say what deleting the salient nodes changes, against others of equal degree."""
-    if not number(found.get("n")) or "salient" not in found:
+    if not number(deletion.get("n")) or "salient" not in deletion:
         return []
-    salient, other = (as_decimal(number(found.get(k))) for k in ("salient", "equal degree"))
+    salient, other = (as_decimal(number(deletion.get(k))) for k in ("salient", "equal degree"))
     text = (
         f"Without the most salient nodes, the margin of the predicted class falls by {salient} in the "
-        f"mean over {found['n']} test networks; without as many nodes of equal degree, by {other}. The "
-        f"first fall is the larger one in {as_percent(number(found.get('larger')))} of the networks. "
-        f"{_verdict(number(found.get('larger')), int(finite(found['n'])))}"
+        f"mean over {deletion['n']} test networks; without as many nodes of equal degree, by {other}. "
+        f"The first fall is the larger one in {as_percent(number(deletion.get('larger')))} of the "
+        f"networks. {_verdict(number(deletion.get('larger')), int(finite(deletion['n'])))}"
     )
     return [f"<p>{escape(text)}</p>"]
 
@@ -85,19 +86,19 @@ def _verdict(larger: float | None, networks: int) -> str:
     if larger is None:
         return ""
     low, high = share_interval(larger, networks)
-    shown = f"(95 % interval of that share: {100 * low:.0f} to {100 * high:.0f} %)"
+    interval = f"(95 % interval of that share: {100 * low:.0f} to {100 * high:.0f} %)"
     if low > 0.5:
-        return f"So the salient nodes matter more than their degrees explain {shown}."
+        return f"So the salient nodes matter more than their degrees explain {interval}."
     if high < 0.5:
-        return f"So they matter less than others: do not trust the explanations below {shown}."
-    return f"Whether they matter more than others is not decided {shown}."
+        return f"So they matter less than others: do not trust the explanations below {interval}."
+    return f"Whether they matter more than others is not decided {interval}."
 
 
-def _caption(one: Mapping[str, Any]) -> str:
-    names = ", ".join(map(str, one["nodes"][:5])) + ", …" * (len(one["nodes"]) > 5)
+def _caption(entry: Mapping[str, Any]) -> str:
+    names = ", ".join(map(str, entry["nodes"][:5])) + ", …" * (len(entry["nodes"]) > 5)
     return (
-        f"{one['file']}, of class {one['class']}, answered {one['answer']}: its picture; the cells "
-        "that speak for the answer (red) and against it (blue); the most salient nodes (named "
+        f"{entry['file']}, of class {entry['class']}, answered {entry['answer']}: its picture; the "
+        "cells that speak for the answer (red) and against it (blue); the most salient nodes (named "
         f"{names}) and the edges to their neighbours."
     )
 
@@ -107,11 +108,11 @@ def _means(means: Mapping[str, Any]) -> str | None:
 
 
 def _filters(filters: Sequence[Any]) -> str | None:
-    table = np.array(filters)
-    if table.ndim != 4:
+    kernels = np.array(filters)
+    if kernels.ndim != 4:
         return None
-    top = max(abs(table).max(), 1e-12)
-    return _row([("", (one / top + 1) / 2) for one in table[:16]])
+    top = max(abs(kernels).max(), 1e-12)
+    return _row([("", (kernel / top + 1) / 2) for kernel in kernels[:16]])
 
 
 def _bright(pixels: Any) -> Any:
@@ -140,10 +141,10 @@ def _row(pictures: Sequence[tuple[str, Any]]) -> str | None:
     return svg(6.4, 1.0 + 1.0 * -(-len(pictures) // 8), paint)
 
 
-def _example(one: Mapping[str, Any]) -> str:
+def _example(entry: Mapping[str, Any]) -> str:
     """Draw a picture, its saliency, and the salient nodes with their edges."""
-    pixels, cells = _bright(one["pixels"]), np.array(one["saliency"])
-    nodes, edges = np.array(one["cells"]).reshape(-1, 2), np.array(one["edges"]).reshape(-1, 2, 2)
+    pixels, cells = _bright(entry["pixels"]), np.array(entry["saliency"])
+    nodes, edges = np.array(entry["cells"]).reshape(-1, 2), np.array(entry["edges"]).reshape(-1, 2, 2)
 
     def paint(figure: Figure) -> None:
         first, second, third = (figure.add_subplot(1, 3, i) for i in (1, 2, 3))

@@ -17,12 +17,15 @@ SHOWN = 12
 
 def lead(record: RunRecord, colours: Mapping[str, str]) -> str:
     """Describe a run in a sentence."""
-    start, of = tested_on(record)
+    start, of_examples = tested_on(record)
     if not record.rows:
         return f'<p class="lead">{escape(start)}; nothing was tested.</p>'
     full = record.rows[-1]
-    found = [as_decimal(record.score(full, key)) for key in ("pearson", "rmse")]
-    text = f"{start}: Pearson correlation {found[0]}, RMSE {found[1]}{of.replace(' of', ' on', 1)}"
+    scores = [as_decimal(record.score(full, key)) for key in ("pearson", "rmse")]
+    text = (
+        f"{start}: Pearson correlation {scores[0]}, RMSE {scores[1]}"
+        f"{of_examples.replace(' of', ' on', 1)}"
+    )
     text += f" at the full depth {full}." if len(record.rows) > 1 else "."
     return f'<p class="lead">{escape(text)}</p>'
 

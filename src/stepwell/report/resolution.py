@@ -24,42 +24,42 @@ def lead(run: RunRecord, colours: Mapping[str, str]) -> str:
 
 
 def _summary(run: RunRecord) -> str:
-    start, of = tested_on(run)
+    start, of_examples = tested_on(run)
     if not run.rows:
         return f"{start}; nothing was tested."
     chosen, *fixed = run.rows
-    said = f"{start}: {as_percent(run.score(chosen, 'accuracy'))}{of} right as chosen"
+    text = f"{start}: {as_percent(run.score(chosen, 'accuracy'))}{of_examples} right as chosen"
     if (balanced := run.score(chosen, "balanced_accuracy")) is not None:
-        said += f", {as_percent(balanced)} in the mean over the classes, which are uneven"
+        text += f", {as_percent(balanced)} in the mean over the classes, which are uneven"
     if not fixed:
-        return f"{said}."
+        return f"{text}."
     best = max(fixed, key=lambda choice: finite(run.score(choice, "accuracy")))
-    macs, own = (finite(run.cost(row).get("macs")) for row in (best, chosen))
-    times = f", at {macs / own:.2f} × the MACs" if macs > 0 and own > 0 else ""
-    said += f"; always {best}: {as_percent(run.score(best, 'accuracy'))}{times}."
-    return " ".join(filter(None, (said, never_right_note(run))))
+    best_macs, macs = (finite(run.cost(row).get("macs")) for row in (best, chosen))
+    times = f", at {best_macs / macs:.2f} × the MACs" if best_macs > 0 and macs > 0 else ""
+    text += f"; always {best}: {as_percent(run.score(best, 'accuracy'))}{times}."
+    return " ".join(filter(None, (text, never_right_note(run))))
 
 
 def resolution_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
     """Show the choices of resolution; nothing for a run without a chooser."""
-    return _choices(run, run.own("drnet"), SPEED)
+    return _choices(run, run.system_results("drnet"), SPEED)
 
 
 def widths_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> str:
     """Show the choices of width; nothing for a run without a gate."""
-    return _choices(run, run.own("widths"), WIDTHS_SPEED)
+    return _choices(run, run.system_results("widths"), WIDTHS_SPEED)
 
 
-def _choices(run: RunRecord, found: Mapping[str, Any], speed: Mapping[str, Measure]) -> str:
-    shares = as_mapping(found.get("shares"))
+def _choices(run: RunRecord, results: Mapping[str, Any], speed: Mapping[str, Measure]) -> str:
+    shares = as_mapping(results.get("shares"))
     if not shares:
         return ""
-    free = as_mapping(found.get("unpriced"))
+    free = as_mapping(results.get("unpriced"))
     text = (
-        f"An image costs {as_percent(number(found.get('cost')))} of the costliest choice in the mean. "
-        f"Without the cost penalty: {as_percent(number(free.get('cost')))} of the cost, "
+        f"An image costs {as_percent(number(results.get('cost')))} of the costliest choice in the "
+        f"mean. Without the cost penalty: {as_percent(number(free.get('cost')))} of the cost, "
         f"{as_percent(number(free.get('accuracy')))} accuracy. The chooser takes "
-        f"{as_count(found.get('chooser_macs'))} MACs."
+        f"{as_count(results.get('chooser_macs'))} MACs."
     )
     rows = [
         [name, as_percent(number(share)), as_percent(run.score(name, "accuracy"))]
@@ -71,24 +71,26 @@ def _choices(run: RunRecord, found: Mapping[str, Any], speed: Mapping[str, Measu
         "images, where it looks better: other cost penalties (--budget-macs)."
     )
     parts = ["<h3>Choices</h3>", f"<p>{escape(text)}</p>", table(head, rows)]
-    parts += [_controls(as_mapping(found.get("controls"))), speed_table(found, speed)]
-    bars = figure(_histogram(found), "How often each choice is made, of all images and by class.")
-    parts += ['<div class="figures">', bars, figure(_front(run, found), caption), "</div>"]
+    parts += [_controls(as_mapping(results.get("controls"))), speed_table(results, speed)]
+    bars = figure(_histogram(results), "How often each choice is made, of all images and by class.")
+    parts += ['<div class="figures">', bars, figure(_front(run, results), caption), "</div>"]
     return "\n".join([*parts, _pictures(run, list(shares))])
 
 
-def _controls(found: Mapping[str, Any]) -> str:
+def _controls(controls: Mapping[str, Any]) -> str:
     """Show the accuracy of other ways to choose; nothing where they were not measured."""
-    rows = [[words, as_percent(number(found[n]))] for n, words in CONTROLS.items() if n in found]
-    cost = as_percent(number(found.get("oracle cost")))
+    rows = [
+        [words, as_percent(number(controls[key]))] for key, words in CONTROLS.items() if key in controls
+    ]
+    cost = as_percent(number(controls.get("oracle cost")))
     note = f"The last has a mean cost of {cost} of the costliest choice's."
     text = "<p>Other ways to choose, at the same mean cost:</p>"
     return f"{text}\n{table(('choice', 'accuracy'), rows, note)}" if rows else ""
 
 
-def _histogram(found: Mapping[str, Any]) -> str | None:
-    shares = as_mapping(found.get("shares"))
-    groups = {"all": shares} | {str(k): v for k, v in as_mapping(found.get("classes")).items()}
+def _histogram(results: Mapping[str, Any]) -> str | None:
+    shares = as_mapping(results.get("shares"))
+    groups = {"all": shares} | {str(k): v for k, v in as_mapping(results.get("classes")).items()}
     groups = dict(list(groups.items())[:21])  # more could not be read
 
     def paint(figure: Figure) -> None:
@@ -108,7 +110,7 @@ def _histogram(found: Mapping[str, Any]) -> str | None:
     return svg(4.4, 1.6 + 0.24 * len(groups), paint)
 
 
-def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
+def _front(run: RunRecord, results: Mapping[str, Any]) -> str | None:
     points = {
         name: (finite(run.cost(name).get("macs")) / 1e6, 100 * finite(run.score(name, "accuracy")))
         for name in run.rows
@@ -123,7 +125,7 @@ def _front(run: RunRecord, found: Mapping[str, Any]) -> str | None:
         axes.plot(xs, ys, "o--", color=OKABE_ITO[0], label="one choice for all images")
         for x, y, name in fixed:
             axes.annotate(name, (x, y), (5, -12), textcoords="offset points")
-        budgets = [as_mapping(budget) for budget in found.get("budgets") or ()]
+        budgets = [as_mapping(budget) for budget in results.get("budgets") or ()]
         macs = [finite(b.get("macs")) / 1e6 for b in budgets]
         right = [100 * finite(b.get("accuracy")) for b in budgets]
         label = "other cost penalties, validation"

@@ -89,8 +89,8 @@ class RunRecord:
     @property
     def seed(self) -> Any:
         """The seed, wherever the recipe groups it; None where it takes none."""
-        found = (value for name, value in self.arguments.items() if name.split(".")[-1] == "seed")
-        return next(found, None)
+        seeds = (value for name, value in self.arguments.items() if name.split(".")[-1] == "seed")
+        return next(seeds, None)
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -107,7 +107,7 @@ class RunRecord:
         """Test results by "ROW/measure"."""
         return as_mapping(self.results.get("test"))
 
-    def own(self, system: str) -> Mapping[str, Any]:
+    def system_results(self, system: str) -> Mapping[str, Any]:
         """Give what only one system measured; empty if the run has none of it."""
         return as_mapping(self.results.get(system))
 
@@ -179,8 +179,8 @@ class RunRecord:
         if self.predictions is not None and row in self.predictions.probabilities:
             labels, answers = self.predictions.labels, self.predictions.classes(row)
             for true, answer in sorted(zip(labels.tolist(), answers.tolist(), strict=True)):
-                own = counts.setdefault(self.class_name(true), {})
-                own[self.class_name(answer)] = own.get(self.class_name(answer), 0) + 1
+                by_answer = counts.setdefault(self.class_name(true), {})
+                by_answer[self.class_name(answer)] = by_answer.get(self.class_name(answer), 0) + 1
         return counts
 
     @property
@@ -198,43 +198,43 @@ class RunRecord:
 class FidelityRecord:
     """The content of fidelity.json and fidelity.npz."""
 
-    found: Mapping[str, Any]
+    content: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
 
     @property
     def depths(self) -> Sequence[str]:
         """The depths that were compared with the teacher."""
-        return [str(depth) for depth in self.found.get("depths") or ()]
+        return [str(depth) for depth in self.content.get("depths") or ()]
 
     @property
     def classes(self) -> Sequence[str]:
         """The names of the classes."""
-        return [str(name) for name in self.found.get("classes") or ()]
+        return [str(name) for name in self.content.get("classes") or ()]
 
     @property
     def noun(self) -> str:
         """The word for examples; older records do not say it."""
-        return str(self.found.get("noun", "images"))
+        return str(self.content.get("noun", "images"))
 
     @property
     def parts(self) -> Mapping[str, Mapping[str, Any]]:
         """By part (train, augmented, test): "images" and "numbers"."""
-        return as_mapping(self.found.get("parts"))
+        return as_mapping(self.content.get("parts"))
 
     @property
     def level(self) -> float:
         """The level of the confidence intervals."""
-        return number(self.found.get("level")) or 0.95
+        return number(self.content.get("level")) or 0.95
 
     def not_of(self, run: RunRecord) -> str:
         """Name the other data or earlier training that the numbers are of; "" if of this run.
 
         A record that does not say counts as this run's.
         """
-        data = as_mapping(self.found.get("data"))
-        if data.get("fingerprint", of := run.data.get("fingerprint")) != of:
+        data = as_mapping(self.content.get("data"))
+        if data.get("fingerprint", fingerprint := run.data.get("fingerprint")) != fingerprint:
             return f"other data ({data.get('name', 'unnamed')})"
-        trained = as_mapping(self.found.get("student")).get("trained")
+        trained = as_mapping(self.content.get("student")).get("trained")
         if trained is not None and trained != run.results.get("finished"):
             return f"an earlier training, which ended {trained}"
         return ""
@@ -262,12 +262,12 @@ def read_run(path: Path, name: str) -> RunRecord:
     predictions = _read_predictions(path / "predictions.npz", results)
     phases = _read_phases(path, results)
     others = []
-    for one in read_evaluations(path):
-        own = as_mapping(one.get("data")).get("own") and not one.get("at")
-        if own and one.get("rows") == results.get("rows"):
-            results = results | {key: value for key, value in one.items() if key != "data"}
+    for evaluation in read_evaluations(path):
+        on_test_part = as_mapping(evaluation.get("data")).get("own") and not evaluation.get("at")
+        if on_test_part and evaluation.get("rows") == results.get("rows"):
+            results = results | {key: value for key, value in evaluation.items() if key != "data"}
         else:
-            others.append(one)
+            others.append(evaluation)
     return RunRecord(path, name, config, results, phases, predictions, others)
 
 
@@ -276,8 +276,8 @@ def read_fidelity(run: Path) -> FidelityRecord | None:
     remedy = "measure it again with stepwell eval --fidelity, or delete it"
     if not (run / "fidelity.json").is_file():
         return None
-    found, path = read_json(run / "fidelity.json", remedy), run / "fidelity.npz"
-    return FidelityRecord(found, read_arrays(path, remedy) if path.is_file() else {})
+    content, path = read_json(run / "fidelity.json", remedy), run / "fidelity.npz"
+    return FidelityRecord(content, read_arrays(path, remedy) if path.is_file() else {})
 
 
 def read_arrays(path: Path, remedy: str, needed: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
@@ -304,14 +304,14 @@ def number(value: Any) -> float | None:
 
 def finite(value: Any) -> float:
     """`value` as a float that matplotlib can leave out: NaN for whatever is not a finite number."""
-    found = number(value)
-    return found if found is not None and math.isfinite(found) else math.nan
+    as_float = number(value)
+    return as_float if as_float is not None and math.isfinite(as_float) else math.nan
 
 
 def _flat(arguments: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     for name, value in arguments.items():
         if isinstance(value, Mapping) and value:
-            yield from ((f"{name}.{inner}", found) for inner, found in _flat(value))
+            yield from ((f"{name}.{inner}", leaf) for inner, leaf in _flat(value))
         else:
             yield name, value
 

@@ -60,11 +60,11 @@ def lead(record: RunRecord, colours: Colours) -> str:
 
 def _summary(record: RunRecord) -> str:
     depths = record.rows
-    start, of = tested_on(record)
+    start, of_examples = tested_on(record)
     if not depths:
         return f"{start}; nothing was tested."
     full, first = depths[-1], depths[0]
-    start += f": {as_percent(record.score(full, 'accuracy'))}{of} right"
+    start += f": {as_percent(record.score(full, 'accuracy'))}{of_examples} right"
     start += f" at the full depth {full}" if len(depths) > 1 else ""
     if (balanced := record.score(full, "balanced_accuracy")) is not None:
         start += f", {as_percent(balanced)} in the mean over the classes, which are uneven"
@@ -82,7 +82,7 @@ def _compared(record: RunRecord, first: str, full: str) -> str:
     change = f"{abs(points):.1f} points {'less' if points < 0 else 'more'} accurate"
     change = f"is {change if abs(points) >= 0.05 else 'as accurate'}"
     few, many = (finite(record.cost(depth).get("macs")) for depth in (first, full))
-    said = [f"takes {many / few:.1f}× fewer MACs"] if 0 < few < many else []
+    savings = [f"takes {many / few:.1f}× fewer MACs"] if 0 < few < many else []
     slow, fast = (finite(record.cost(depth).get("ms")) for depth in (full, first))
     doubt = ""
     if slow > 0 and fast > 0:
@@ -94,8 +94,8 @@ def _compared(record: RunRecord, first: str, full: str) -> str:
             doubt = " (not measurably faster)"
         else:
             factor = f"{slow / fast:.1f}× faster" if slow >= fast else f"{fast / slow:.1f}× slower"
-            said.append(f"is {factor}")
-    return f"{', '.join(said)} and {change}{doubt}" if said else f"{change}{doubt}"
+            savings.append(f"is {factor}")
+    return f"{', '.join(savings)} and {change}{doubt}" if savings else f"{change}{doubt}"
 
 
 def facts(record: RunRecord, colours: Colours) -> str:
@@ -103,10 +103,10 @@ def facts(record: RunRecord, colours: Colours) -> str:
     data, versions = record.data, as_mapping(record.config.get("versions"))
     sizes = {part: number(data.get(part)) for part in ("train", "validation", "test")}
     size = data.get("size")
-    own = sizes.pop("train") if record.unlabeled else None
+    images = sizes.pop("train") if record.unlabeled else None
     entries = {
         "data": data.get("name"),
-        "trained on": f"{own:,.0f} images of {record.unlabeled}" if own is not None else None,
+        "trained on": f"{images:,.0f} images of {record.unlabeled}" if images is not None else None,
         "examples": ", ".join(f"{n:,.0f} {part}" for part, n in sizes.items() if n is not None),
         "classes": len(record.classes) if len(record.classes) > 1 else None,
         "predicts": record.classes[0] if len(record.classes) == 1 else None,
@@ -222,17 +222,17 @@ def run_figures(record: RunRecord, colours: Colours) -> str:
         figure(figures.losses(*curves), "Training loss, by term."),
         figure(figures.validation(*curves), f"Validation {title} of each {row}."),
     ]
-    found = record.predictions
+    predictions = record.predictions
     parts = ["<h3>Figures</h3>", '<div class="figures">', *shown, "</div>"] if any(shown) else []
-    if found is not None and len(found.labels):
+    if predictions is not None and len(predictions.labels):
         parts += [
             "<h3>Reliability</h3>",
             f"<p>A {row} whose bars end on the dashed line is right as often as it claims.</p>",
             '<div class="figures narrow">',
         ]
-        for depth in found.probabilities:
+        for depth in predictions.probabilities:
             image = figures.reliability(
-                found.confidence(depth), found.classes(depth) == found.labels,
+                predictions.confidence(depth), predictions.classes(depth) == predictions.labels,
                 colour=colours.get(depth, OKABE_ITO[0]), title=f"{row} {depth}",
             )  # fmt: skip
             error = as_decimal(record.score(depth, "ece"))
@@ -243,21 +243,21 @@ def run_figures(record: RunRecord, colours: Colours) -> str:
 
 def examples(record: RunRecord, colours: Colours) -> str:
     """Show test examples: first those to which two rows give different classes."""
-    found = record.predictions
-    if found is None:
+    predictions = record.predictions
+    if predictions is None:
         return ""
-    differ = found.disagree()
-    chosen = differ[found.image_index]
-    cards = [_card(record, found, i) for i in range(len(found.shown))]
+    differ = predictions.disagree()
+    chosen = differ[predictions.image_index]
+    cards = [_card(record, predictions, i) for i in range(len(predictions.shown))]
     parts = []
-    if len(found.probabilities) > 1:
+    if len(predictions.probabilities) > 1:
         count = f"{int(differ.sum()):,} of {len(differ):,}"
         parts.append(f"<h3>Where the {record.row}s disagree</h3>")
         parts.append(f"<p>The {record.row}s disagree on {count} test examples.</p>")
         parts.append(grid(card for card, shown in zip(cards, chosen, strict=True) if shown))
     others = grid(card for card, shown in zip(cards, chosen, strict=True) if not shown)
     if others:
-        title = "Other examples" if len(found.probabilities) > 1 else "Examples"
+        title = "Other examples" if len(predictions.probabilities) > 1 else "Examples"
         parts += [f"<h3>{title}</h3>", others]
     return "\n".join(parts)
 
@@ -268,33 +268,33 @@ def grid(cards: Iterable[str]) -> str:
     return f'<div class="examples">{inside}</div>' if inside else ""
 
 
-def _card(record: RunRecord, found: Predictions, i: int) -> str:
-    example = int(found.image_index[i])
-    truth = int(found.labels[example])
+def _card(record: RunRecord, predictions: Predictions, i: int) -> str:
+    example = int(predictions.image_index[i])
+    truth = int(predictions.labels[example])
     rows = []
-    for depth in found.probabilities:
-        guess = int(found.classes(depth)[example])
+    for depth in predictions.probabilities:
+        guess = int(predictions.classes(depth)[example])
         kind, mark = ("right", "✓") if guess == truth else ("wrong", "✗")
         rows.append(
             f'<tr class="{kind}"><th scope="row">{escape(depth)}</th>'
             f'<td class="guess">{escape(record.class_name(guess))}</td>'
-            f"<td>{100 * found.confidence(depth)[example]:.0f}%</td>"
+            f"<td>{100 * predictions.confidence(depth)[example]:.0f}%</td>"
             f'<td><span role="img" aria-label="{kind}">{mark}</span></td></tr>'
         )
     name = escape(record.class_name(truth))
     return (
-        f'<figure class="example">{_shown(found.shown[i], example)}<figcaption>'
+        f'<figure class="example">{_shown(predictions.shown[i], example)}<figcaption>'
         f'<span class="truth">truth: <b>{name}</b></span>'
         f"<table>{''.join(rows)}</table></figcaption></figure>"
     )
 
 
-def _shown(what: NDArray[np.uint8] | str, example: int) -> str:
+def _shown(content: NDArray[np.uint8] | str, example: int) -> str:
     """Show a picture or a text."""
-    if isinstance(what, str):
-        return f"<blockquote>{escape(what)}</blockquote>"
-    small = ' class="pixels"' if max(what.shape[:2]) < 96 else ""
-    return f'<img{small} src="{figures.picture(what)}" alt="test example {example}">'
+    if isinstance(content, str):
+        return f"<blockquote>{escape(content)}</blockquote>"
+    small = ' class="pixels"' if max(content.shape[:2]) < 96 else ""
+    return f'<img{small} src="{figures.picture(content)}" alt="test example {example}">'
 
 
 def arguments(record: RunRecord, colours: Colours) -> str:
@@ -308,9 +308,9 @@ def arguments(record: RunRecord, colours: Colours) -> str:
     return f"<details><summary>Arguments of the run</summary>{place}{body}</details>"
 
 
-def speed_table(found: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
+def speed_table(results: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
     """Show images per second, in batches and one by one; nothing where they were not measured."""
-    speed = [as_mapping(row) for row in found.get("speed") or ()]
+    speed = [as_mapping(row) for row in results.get("speed") or ()]
     rows = [[written(measure, row.get(k)) for k, measure in measures.items()] for row in speed]
     head = [measure.title for measure in measures.values()]
     note = f"{BUSY.capitalize()}." if any("unsure" in row for row in speed) else ""
