@@ -26,9 +26,9 @@ WIDTH = 160
 EVERY = 30.0
 
 
-def show(what: Any, *, style: str | None = None) -> None:
+def show(value: Any, *, style: str | None = None) -> None:
     """Print a table or a line as it is, as wide as the terminal; `WIDTH` in a file or a pipe."""
-    _console().print(_plain(what) if isinstance(what, str) else what, style=style, highlight=False)
+    _console().print(_plain(value) if isinstance(value, str) else value, style=style, highlight=False)
 
 
 def _plain(text: str) -> Text:
@@ -37,7 +37,7 @@ def _plain(text: str) -> Text:
 
 def _escaped(text: str) -> str:
     """Escape control characters, which could change the terminal, except for tabs and line ends."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _console(stderr: bool = False) -> Console:
@@ -53,11 +53,11 @@ def track(steps: Iterable[Any], title: str, total: int) -> Iterable[Any]:
     console = _console(stderr=True)
     hidden = bool(os.environ.get("STEPWELL_QUIET"))
     if not (hidden or console.is_terminal):
-        return _told(steps, title, total)
+        return _with_lines(steps, title, total)
     return bar(steps, title, total, console=console, transient=True, disable=hidden)
 
 
-def _told(steps: Iterable[Any], title: str, total: int) -> Iterator[Any]:
+def _with_lines(steps: Iterable[Any], title: str, total: int) -> Iterator[Any]:
     start = last = time.monotonic()
     for done, step in enumerate(steps, start=1):
         yield step
@@ -76,7 +76,7 @@ def print_json(value: Any) -> None:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # a file's name of other bytes, or a terminal of few characters
         text = json.dumps(value, indent=1, allow_nan=False)
-    text = CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    text = CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     sys.stdout.write(text + "\n")
 
 
@@ -186,11 +186,11 @@ def show_claims(result: Mapping[str, Any]) -> None:
             for name, m in claim["measured"].items()
         ]
         show(table(claim["text"], ["arm", claim["unit"], "±", "seeds"], rows))
-        d = claim["difference"]
-        ends = [] if d["low"] is None else [d["low"], d["high"]]
-        mean, *ends = sized(d["unit"], d["mean"], *ends)
-        span = f" ({100 * d['level']:.3g} %: {' to '.join(ends)})" if ends else ""
-        judged = f"{mean} {d['unit']}".strip()
+        difference = claim["difference"]
+        ends = [] if difference["low"] is None else [difference["low"], difference["high"]]
+        mean, *ends = sized(difference["unit"], difference["mean"], *ends)
+        span = f" ({100 * difference['level']:.3g} %: {' to '.join(ends)})" if ends else ""
+        judged = f"{mean} {difference['unit']}".strip()
         lines = f"paper: {claim['paper']}\nmeasured: {judged}{span}, margin {claim['margin']:g}: "
         note = f"\nnote: {claim['note']}" if claim["note"] else ""
         show(Text.assemble(lines, (claim["verdict"], "bold"), f"{_plan(claim)}{note}\n"))

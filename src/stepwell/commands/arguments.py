@@ -83,30 +83,30 @@ def in_one_line(box: str) -> str:
     parts = [lines[a + 1 : b] for a, b in zip([-1, *rules], [*rules, len(lines)], strict=True)]
     parts = [part for part in parts[not bordered :] if part]  # without borders, a title comes first
     near = [part[1].split()[0].rstrip(",") for part in parts if part[0].startswith(HINTS)]
-    said = []
+    messages = []
     for part in parts:
         text = " ".join(" ".join(part).split())
         if part[0].startswith("Missing from"):
             flags = [line.strip() for line in part if re.match(r" {4}\S", line)]
-            said.append(f"missing: {', '.join(flags)}")
-        elif found := re.match(r"Unrecognized options: ?(.*)", text):
-            words = re.split(r",? ", found[1])
+            messages.append(f"missing: {', '.join(flags)}")
+        elif match := re.match(r"Unrecognized options: ?(.*)", text):
+            words = re.split(r",? ", match[1])
             if flags := [word for word in words if word.startswith("-")]:
                 hint = f"; did you mean {', '.join(near)}?" if near else ""
-                said.insert(0, f"no flag {', '.join(flags)}{hint}")
+                messages.insert(0, f"no flag {', '.join(flags)}{hint}")
             else:
-                said.insert(0, f"too many words: {' '.join(words)}")
-        elif found := re.match(r"invalid choice (.*) for argument '(.*)'\. .* one of \((.*)\)", text):
+                messages.insert(0, f"too many words: {' '.join(words)}")
+        elif match := re.match(r"invalid choice (.*) for argument '(.*)'\. .* one of \((.*)\)", text):
             # of some types tyro lists a set, and None stands for a flag that is left out
-            choices = sorted({*re.findall("'(.*?)'", found[3])} - {"None"})
-            said.append(f"{found[2]} {found[1]}: take one of {', '.join(choices)}")
-        elif found := re.match(r"Missing value for argument '(.*?)'", text):
-            said.append(f"{found[1]}: the value is missing")
-        elif found := re.match(r"Error parsing (\S+?): (?:.*Got errors: .*?: )?(.*)", text):
+            choices = sorted({*re.findall("'(.*?)'", match[3])} - {"None"})
+            messages.append(f"{match[2]} {match[1]}: take one of {', '.join(choices)}")
+        elif match := re.match(r"Missing value for argument '(.*?)'", text):
+            messages.append(f"{match[1]}: the value is missing")
+        elif match := re.match(r"Error parsing (\S+?): (?:.*Got errors: .*?: )?(.*)", text):
             unread = r"Could not (?:parse arguments|find valid parse for arguments:) \[(.*?)\].*"
-            reason = re.sub(unread, r"cannot read \1", found[2])
-            said.append(f"{found[1]}: {reason}")
-    return "; ".join(said) or " ".join(box.split())
+            reason = re.sub(unread, r"cannot read \1", match[2])
+            messages.append(f"{match[1]}: {reason}")
+    return "; ".join(messages) or " ".join(box.split())
 
 
 Members = Mapping[str, Callable[..., Any]]
@@ -124,8 +124,8 @@ def print_completion(
             Annotated[type(name, (), {}), tyro.conf.subcommand(name, constructor=_prepared(member))]
             for name, member in members.items()
         )
-        one = Union[tuple(choices)]  # noqa: UP007
-        flat = tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[one]]
+        union = Union[tuple(choices)]  # noqa: UP007
+        flat = tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[union]]
         command.__annotations__["which"] = flat
         return command
 
@@ -195,7 +195,7 @@ def _choice_or_nothing(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
     """Read one of several words; tyro would list None among them where that is the default."""
-    words = [word for one in get_args(info.type) for word in get_args(one)]
+    words = [word for option in get_args(info.type) for word in get_args(option)]
     if type(None) not in get_args(info.type) or not all(isinstance(word, str) for word in words):
         return None
     if not words or len(get_args(info.type)) != 2:
@@ -254,12 +254,12 @@ def imported(module: str | None) -> Callable[[], Any] | None:
     return made
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
+def unknown(noun: str, name: str, known: Iterable[str]) -> ValueError:
     """Give the error about a name that does not exist, with the nearest that does."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? There" if near else "there"
-    return ValueError(f"no {what} {name!r}; {hint} are {', '.join(names)}")
+    return ValueError(f"no {noun} {name!r}; {hint} are {', '.join(names)}")
 
 
 def check_place(flag: str, path: Path, *suffixes: str) -> None:

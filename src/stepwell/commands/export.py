@@ -60,9 +60,9 @@ def export(
         return
     network = open_network(run, to="export", module=imported(module))
     folder = out or export_folder(run)
-    one = None if depth == "all" else depth
+    single = None if depth == "all" else depth
     result = network.do(
-        "export", folder, format=format, depth=one, int8=int8, cascade=cascade, data=data
+        "export", folder, format=format, depth=single, int8=int8, cascade=cascade, data=data
     )
     if json:
         print_json(result | {"folder": str(folder)})

@@ -78,15 +78,15 @@ def update(
     changes = {name: read_triples(file, empty=True) if file else [] for name, file in
                (("add", add), ("remove", remove))}  # fmt: skip
     test_triples = read_triples(test) if test else []
-    if both := set(changes["add"]).intersection(changes["remove"]):
+    if repeated := set(changes["add"]).intersection(changes["remove"]):
         raise ValueError(
-            f"--add and --remove both have {' | '.join(min(both))}: take it out of one of them"
+            f"--add and --remove both have {' | '.join(min(repeated))}: take it out of one of them"
         )
     with open_graph(run) as graph:
         _change(graph, changes, ignore_absent)
-        how = Online(rule=rule, epochs=epochs, lr=lr, unlearn=unlearn, seconds=max_seconds)
+        settings = Online(rule=rule, epochs=epochs, lr=lr, unlearn=unlearn, seconds=max_seconds)
         try:
-            report = graph.update(how, test=test_triples)
+            report = graph.update(settings, test=test_triples)
         except KeyboardInterrupt:
             if waiting := sum(graph.pending):
                 raise KeyboardInterrupt(f"{waiting:,} changes wait for the update") from None

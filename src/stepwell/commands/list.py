@@ -24,7 +24,7 @@ def list_(what: Positional[Literal["all", "dynamic"]] = "all", *, json: Json = F
     if what == "dynamic":
         _list_dynamic(json=json)
         return
-    recipes, claims = ({n: line for n, (_, line) in g.items()} for g in (RECIPES, CLAIMS))
+    recipes, claims = ({name: line for name, (_, line) in group.items()} for group in (RECIPES, CLAIMS))
     groups = {"recipes": recipes, "claims": claims, "networks": NETWORKS, "data": DATA}
     if json:
         print_json(groups)

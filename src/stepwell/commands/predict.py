@@ -163,13 +163,13 @@ def _as_json(prediction: "Prediction", top: int | None) -> dict[str, Any]:
     p = prediction
     if p.value is not None:
         return {"file": str(p.file), "number": p.value, "depth": p.depth}
-    found = {"file": str(p.file), "class": p.label, "probability": p.probability, "depth": p.depth}
+    row = {"file": str(p.file), "class": p.label, "probability": p.probability, "depth": p.depth}
     if p.error:
         return {"file": str(p.file), "error": p.error}
     if p.box is not None:
         if not p.box:
             return {"file": str(p.file), "class": None, "depth": p.depth}
-        found["box"] = [round(value, 2) for value in p.box]
+        row["box"] = [round(value, 2) for value in p.box]
     if top is not None:
-        found["top"] = [{"class": name, "probability": share} for name, share in p.top]
-    return found | ({"note": p.note} if p.note else {})
+        row["top"] = [{"class": name, "probability": share} for name, share in p.top]
+    return row | ({"note": p.note} if p.note else {})

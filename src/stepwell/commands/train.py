@@ -79,10 +79,10 @@ def with_config(name: str, recipe: Callable[..., Any], given: Sequence[str]) -> 
     """
     if "--config" not in given:
         return [*given]
-    at = given.index("--config")
-    if at + 1 == len(given):
+    index = given.index("--config")
+    if index + 1 == len(given):
         raise ValueError("--config: name a file, such as RUN/config.json")
-    file, rest = Path(given[at + 1]), [*given[:at], *given[at + 2 :]]
+    file, rest = Path(given[index + 1]), [*given[:index], *given[index + 2 :]]
     content = read_json(file / "config.json" if file.is_dir() else file, "name a run's config.json")
     of_run = {"recipe", "arguments"} <= content.keys()
     if of_run and content["recipe"] != name:
@@ -93,10 +93,10 @@ def with_config(name: str, recipe: Callable[..., Any], given: Sequence[str]) -> 
     flags: dict[str, Any] = {}
     for key, value in (content["arguments"] if of_run else content).items():
         flags |= value if isinstance(value, dict) else {key.replace("-", "_"): value}
-    said = _said(rest)
+    typed = _flag_names(rest)
     tokens: list[str] = []
     for key, value in flags.items():
-        if key in known and not {key, f"no_{key}"} & said:
+        if key in known and not {key, f"no_{key}"} & typed:
             tokens += _tokens(key.replace("_", "-"), value)
         elif key in only_python and value != only_python[key]:
             raise ValueError(
@@ -120,13 +120,13 @@ def refuse_flags_of_others(name: str, recipe: Callable[..., Any], given: Sequenc
     images = [f.name for f in fields(TrainingImages) if f.name != "balance"] + ["stem"]
     texts = [f.name for f in fields(TextFiles)]
     for noun, of_noun, group in (("images", images, (Images, BoxFiles)), ("texts", texts, TextFiles)):
-        wrong = [f for f in of_noun if f in _said(given) - known]
-        if wrong and not any(issubclass(own, group) for own in groups):
+        wrong = [f for f in of_noun if f in _flag_names(given) - known]
+        if wrong and not any(issubclass(taken, group) for taken in groups):
             flag = wrong[0].replace("_", "-")
             raise ValueError(f"--{flag} is for {noun}, and train {name} takes none: leave it out")
 
 
-def _said(tokens: Sequence[str]) -> set[str]:
+def _flag_names(tokens: Sequence[str]) -> set[str]:
     """The names of the flags among the words of a command line."""
     return {t.partition("=")[0].strip("-").replace("-", "_") for t in tokens if t[:2] == "--"}
 

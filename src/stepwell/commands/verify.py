@@ -79,8 +79,8 @@ def verify(
     if several and not quick:
         say(f"note: {', '.join(ON_TEXTS)}: these need texts and an encoder, so run each by its name")
     results = {}
-    for name, own in folders.items():
-        results[name], page = verified(name, folder=own)
+    for name, path in folders.items():
+        results[name], page = verified(name, folder=path)
         if not json:
             show_claims(results[name])
             say(f"wrote {page}")

@@ -90,7 +90,7 @@ def make_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
             raise HTTPException(400, f"no parameter {unknown[0]!r}; there are {', '.join(QUERY)}")
         if twice := [name for name in QUERY if len(request.query_params.getlist(name)) > 1]:
             raise HTTPException(400, f"{twice[0]} is given twice: send it once")
-        with _told():
+        with _errors_as_responses():
             engine.check(depth, budget_ms)
         asked = Asked(depth, budget_ms, top)
         async with AsyncExitStack() as held:
@@ -257,7 +257,7 @@ async def _admitted(
     """
     budget = engine.promise_ms if asked.budget_ms is None else asked.budget_ms
     jobs: list[Job] = []
-    with _told():
+    with _errors_as_responses():
         try:
             for i in range(len(inputs)):
                 ms = (i + 1) * budget
@@ -300,7 +300,7 @@ async def _unless_gone(request: Request, futures: "list[asyncio.Future[Answer]]"
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not answers.done():
             raise _gone()
-        with _told():
+        with _errors_as_responses():
             return answers.result()
     finally:
         watch.cancel()
@@ -313,7 +313,7 @@ async def _disconnected(request: Request) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _errors_as_responses() -> Iterator[None]:
     """Turn errors of a request into responses."""
     try:
         yield

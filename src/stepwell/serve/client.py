@@ -89,16 +89,16 @@ class Client:
 
     def about(self) -> dict[str, Any]:
         """The network's rows with their times and costs, and the promise."""
-        found: dict[str, Any] = json.loads(self._request("GET", "/about", b"", {})[1])
-        return found
+        about: dict[str, Any] = json.loads(self._request("GET", "/about", b"", {})[1])
+        return about
 
     def _post(self, body: bytes, kind: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
         path = f"/predict?{urlencode(asked)}"
         for left in range(self.tries, 0, -1):
             status, content, retry = self._request("POST", path, body, {"Content-Type": kind})
             if status == http.client.OK:
-                found: list[dict[str, Any]] = json.loads(content)["predictions"]
-                return found
+                rows: list[dict[str, Any]] = json.loads(content)["predictions"]
+                return rows
             message = _detail(content)
             if status >= http.client.INTERNAL_SERVER_ERROR:
                 raise OSError(f"the server failed: {message} (status {status})")
@@ -139,13 +139,13 @@ def _prediction(row: dict[str, Any], file: Path | str | None) -> Prediction:
     if "objects" in row:
         objects = tuple(
             Prediction(
-                file, one["class"], one["probability"], depth=row["depth"], box=tuple(one["box"])
+                file, item["class"], item["probability"], depth=row["depth"], box=tuple(item["box"])
             )
-            for one in row["objects"]
+            for item in row["objects"]
         )
         return Prediction(file, depth=row["depth"], objects=objects)
     if "number" in row:
         return Prediction(file, depth=row["depth"], value=row["number"], note=row.get("note", ""))
     best = ((row["class"], row["probability"]),)
-    top = tuple((one["class"], one["probability"]) for one in row.get("top", ())) or best
+    top = tuple((entry["class"], entry["probability"]) for entry in row.get("top", ())) or best
     return Prediction(file, *best[0], depth=row["depth"], top=top, note=row.get("note", ""))

@@ -51,8 +51,8 @@ def predict_files(
 
     if isinstance(by, str):
         net.require_ready(by)
-    whole = by if isinstance(by, ChoosingNet) else net
-    yield from predictions(whole, answers, files, top=top, batch_size=batch_size, skip_unreadable=True)
+    model = by if isinstance(by, ChoosingNet) else net
+    yield from predictions(model, answers, files, top=top, batch_size=batch_size, skip_unreadable=True)
 
 
 def to_csv(path: Path, predictions: Sequence[Prediction]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from stepwell.cost.latency import measure_latencies
 
 #: Share of a new observation in the corrections: of the machine's pace, and of one row's time.
-PACE, OWN = 0.2, 0.05
+PACE, ROW = 0.2, 0.05
 #: The bound on a time lies this many mean errors above it; the mean error is at least `LEAST`.
 ERRORS, LEAST = 2.0, 0.03
 #: A single batch counts as at most this many times slower or faster than expected.
@@ -35,7 +35,7 @@ class LatencyTable:
                 raise ValueError(f"row {row!r} needs positive times, and one of a single input")
         self._sizes = {row: sorted(times) for row, times in seconds.items()}
         self._seconds = {row: [times[n] for n in self._sizes[row]] for row, times in seconds.items()}
-        self._own = dict.fromkeys(seconds, 1.0)
+        self._row_factors = dict.fromkeys(seconds, 1.0)
         self._pace = 1.0
         self._error = LEAST
 
@@ -50,7 +50,7 @@ class LatencyTable:
 
     def seconds(self, row: str, size: int = 1) -> float:
         """The expected time of a batch; sizes between two measured ones are interpolated."""
-        return self.measured(row, size) * self._own[row] * self._pace
+        return self.measured(row, size) * self._row_factors[row] * self._pace
 
     def bound(self, row: str, size: int = 1) -> float:
         """The expected time plus a margin for its usual error."""
@@ -61,7 +61,7 @@ class LatencyTable:
         ratio = min(max(seconds / self.seconds(row, size), 1 / OUTLIER), OUTLIER)
         self._error += PACE * (max(abs(ratio - 1), LEAST) - self._error)
         self._pace *= ratio**PACE
-        self._own[row] *= ratio**OWN
+        self._row_factors[row] *= ratio**ROW
 
     def measured(self, row: str, size: int = 1) -> float:
         """The time of a batch as it was measured at the start."""

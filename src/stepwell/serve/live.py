@@ -69,21 +69,21 @@ class Metrics:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
         self.registry = CollectorRegistry()
-        own: dict[str, Any] = {"registry": self.registry}
+        options: dict[str, Any] = {"registry": self.registry}
         ProcessCollector(registry=self.registry)
         row = engine.served.row
-        self.answers = Counter("stepwell_answers", f"Answers by {row}.", [row], **own)
-        self.late = Counter("stepwell_late", "Answers after their deadline.", **own)
-        self.refused = Counter("stepwell_refused", "Requests refused by 429.", **own)
+        self.answers = Counter("stepwell_answers", f"Answers by {row}.", [row], **options)
+        self.late = Counter("stepwell_late", "Answers after their deadline.", **options)
+        self.refused = Counter("stepwell_refused", "Requests refused by 429.", **options)
         self.seconds = Histogram(
-            "stepwell_answer_seconds", "Time from arrival to answer.", buckets=BUCKETS, **own
+            "stepwell_answer_seconds", "Time from arrival to answer.", buckets=BUCKETS, **options
         )
         self.batch = Histogram(
-            "stepwell_batch", "Inputs that ran together.", buckets=(1, 2, 4, 8, 16, 32, 64), **own
+            "stepwell_batch", "Inputs that ran together.", buckets=(1, 2, 4, 8, 16, 32, 64), **options
         )
-        Gauge("stepwell_queue", "Requests that wait.", **own).set_function(engine.waiting)
-        Gauge("stepwell_promise_seconds", "The promise.", **own).set(engine.promise_ms / 1000)
-        expected = Gauge("stepwell_expected_seconds", f"Expected time of each {row}.", [row], **own)
+        Gauge("stepwell_queue", "Requests that wait.", **options).set_function(engine.waiting)
+        Gauge("stepwell_promise_seconds", "The promise.", **options).set(engine.promise_ms / 1000)
+        expected = Gauge("stepwell_expected_seconds", f"Expected time of each {row}.", [row], **options)
         for name in engine.served.rows:
             expected.labels(name).set_function(partial(engine.table.seconds, name))
             self.answers.labels(name)
