@@ -281,8 +281,8 @@ def test_uploads_have_a_limit_together(toy):
 
 
 def test_a_client_goes_on_after_its_time_is_up_and_says_what_a_server_says(toy):
-    with running(Engine(Toy(hold=0.4).served(), 5000, table=table())) as url:
-        with Client(url, timeout=0.1) as client:
+    with running(Engine(Toy(hold=1.0).served(), 5000, table=table())) as url:
+        with Client(url, timeout=0.5) as client:
             with pytest.raises(TimeoutError):
                 client.predict(b"1")
             assert client.about()["rows"], "the connection is a new one"
