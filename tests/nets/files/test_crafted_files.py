@@ -81,6 +81,19 @@ def test_a_header_or_tensors_that_make_no_sense_are_one_line(craft, change, reas
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "options"), [
+    ("frames-resnet8/3", {"image_size": 128}),  # whose frames share their weights
+    ("glance-resnet8/4", {"image_size": 96}),
+    ("resnet14", {"kept": (1, 1, 1)}),
+])  # fmt: skip
+def test_networks_that_share_weights_or_are_cut_are_read_at_any_size(name, options, tmp_path):
+    net = stepwell.build(name, num_classes=300, **options)
+    net.mark("trained")
+    back = stepwell.load(stepwell.save(net, tmp_path / "net"))
+    tensors = net.module.state_dict()
+    assert all(torch.equal(value, tensors[key]) for key, value in back.module.state_dict().items())
+
+
 @pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir"])
 def test_a_file_cannot_make_its_network_read_other_files(craft, argument):
     def change(header, _):

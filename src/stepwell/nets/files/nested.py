@@ -33,6 +33,8 @@ from stepwell.types import not_finite
 BESIDE = "beside/"
 #: Arguments of timm's builders that name other files.
 FOREIGN = ("checkpoint_path", "cache_dir")
+#: Largest ratio of the numbers of a whole network to those of its truncated form in the file.
+CUT = 32
 #: Arguments of `build` itself in a file's header.
 OF_BUILD = ("stages", "kept", "adaptions", "multipliers", "adder")
 #: Entries of the card that are measurements.
@@ -305,14 +307,17 @@ def _check_arguments(name: str, arguments: Mapping[str, Any], tensors: Mapping[s
     builder = builder_of(name)
     options = {k: v for k, v in arguments.items() if k not in OF_BUILD}
     with torch.device("meta"):
-        needed = _numbers_in(builder.make(**options).state_dict())
-        given = _numbers_in(tensors)
-        if needed > given and needed > _numbers_in(builder.make().state_dict()):
+        needed = _numbers_in(builder.make(**options))
+        given = sum(value.numel() for value in tensors.values())
+        most = given * (CUT if arguments.get("kept") is not None else 1)
+        if needed > most and needed > _numbers_in(builder.make()):
             raise ValueError(f"its network would need {needed:,} numbers, and it has {given:,}")
 
 
-def _numbers_in(tensors: Mapping[str, Tensor]) -> int:
-    return sum(value.numel() for value in tensors.values())
+def _numbers_in(module: nn.Module) -> int:
+    """The numbers of a module's tensors; a tensor of several names, as between glances, counts once."""
+    tensors = {id(value): value.numel() for value in module.state_dict(keep_vars=True).values()}
+    return sum(tensors.values())
 
 
 def _add_depths(
