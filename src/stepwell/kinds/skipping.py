@@ -32,7 +32,7 @@ SECTIONS = [
 ]  # fmt: skip
 EVALUATED = ("params", "macs", "accuracy", "balanced_accuracy", "nll", "ece", "ms")
 #: A mean open rate outside of which the gates hardly choose; a distance from the target worth a note.
-ALL_OPEN, FAR = 0.98, 0.1
+ALL_OPEN, FAR = 0.98, 0.05
 
 
 def open(path: Path, module: Callable[[], Any] | None = None) -> "NestedNet":
@@ -126,8 +126,8 @@ def show_gates(record: Mapping[str, Any], kind: str) -> None:
         show(f"nearly all {unit} run: try {lower}more epochs", style="dim")
     if abs(record.get("target", record[key]) - record[key]) > FAR:
         show(
-            f"the target was {100 * record['target']:.0f} %: it was set on validation images, or "
-            "without them on training images, which differ from the test images",
+            f"the target was {100 * record['target']:.0f} %: it was set on validation images, or on "
+            "training images where there are few, and these differ from the test images",
             style="dim",
         )
     if idle := [name for name, rate in record["open"].items() if not rate]:

@@ -20,6 +20,9 @@ from stepwell.nets.files.nested import load
 from stepwell.teachers import OpenTeacher
 from stepwell.teachers.adapters import Normalisation
 
+#: Validation images that are enough to tell a share of decisions to about 0.03.
+ENOUGH = 256
+
 
 class Parts(NamedTuple):
     """The parts of a data set, sized and normalised for a network, in order.
@@ -85,6 +88,15 @@ def in_random_order(train: Batches) -> Batches:
             train.images, train.batch_size, mean=train.mean, std=train.std, shuffle=True,
             seed=train.seed,
         )  # fmt: skip
+
+
+def images_for_rates(train: Batches, validation: Batches | None) -> Batches:
+    """Images, in random order, that set how often decisions of a network fall one way.
+
+    They need no labels, so these are training images where there are few validation images (`ENOUGH`).
+    """
+    enough = validation is not None and len(validation.images) >= ENOUGH
+    return in_random_order(validation if enough and validation is not None else train)
 
 
 def parts_for(

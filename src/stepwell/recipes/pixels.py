@@ -8,7 +8,7 @@ import torch
 
 from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked
-from stepwell.measure.data_parts import in_random_order
+from stepwell.measure.data_parts import images_for_rates
 from stepwell.measure.skipping import (
     keep_budgets,
     measure_skipping,
@@ -95,10 +95,9 @@ def pixels(
         )  # fmt: skip
 
         def decide(net: NestedNet) -> None:
-            aside = task.validation
-            part = task.train if aside is None or len(aside.images) < 2 else aside
             macs = skipping_macs(net, task.train.images.size).branches
-            settle_open_rate(net, in_random_order(part), masks.target, macs)
+            images = images_for_rates(task.train, task.validation)
+            settle_open_rate(net, images, masks.target, macs)
             if task.validation is not None:  # accuracies of training images would mislead
                 keep_budgets(net, task.validation)
 

@@ -8,7 +8,7 @@ import torch
 
 from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
-from stepwell.measure.data_parts import in_random_order
+from stepwell.measure.data_parts import images_for_rates
 from stepwell.measure.skipping import keep_budgets, measure_skipping, settle_open_rate
 from stepwell.methods.skipping import Skipping
 from stepwell.nets.build import refuse_adders
@@ -108,9 +108,9 @@ def skipping(
         target = {"target": gates.target} if aig else {}
 
         def decide(net: NestedNet) -> None:
-            part = task.validation or task.train.with_images(task.train.images)
             if aig:
-                settle_open_rate(net, in_random_order(part), gates.target)
+                images = images_for_rates(task.train, task.validation)
+                settle_open_rate(net, images, gates.target)
             if task.validation is not None:  # accuracies of training images would mislead
                 keep_budgets(net, task.validation)
 
