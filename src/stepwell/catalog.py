@@ -82,7 +82,7 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "per time": {
         "text": ("sequences", "Skip RNN (Campos et al. 2018)", "sequences"),
-        "video frames": ("frames", "AdaFrame (Wu et al. 2019), AR-Net (Meng et al. 2020)", "frames"),
+        "video frames": ("frames", "AdaFrame (Wu et al. 2019)", "frames"),
     },
 }
 

@@ -66,7 +66,7 @@ def test_what_cannot_be_is_refused(trained, tmp_path, capsys, image_folder):
         (["--data", data, "--frames", "4", "--glances", "6"], "see 5 frames, and a clip has 4"),
         (["--data", data, "--flip", "True"], "--flip: a mirrored clip would have its frames in"),
         (["--data", "digits"], "--data digits holds no clips: give class folders of GIF or WebP"),
-        (["--data", stills], "it has one frame, and a clip needs two or more"),
+        (["--data", stills], "holds still images, and a clip needs two or more frames"),
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(["train", "frames", "--out", str(tmp_path / "x"), *flags])

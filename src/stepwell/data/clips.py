@@ -70,7 +70,15 @@ class Clips(Format):
             except UNREADABLE as error:
                 raise ValueError(f"cannot read clip {path} ({error}): replace or remove it") from error
 
-        each(checked(paths), check, "clip")
+        try:
+            each(checked(paths), check, "clip")
+        except ValueError as error:
+            if paths and all(map(_is_still, paths)):
+                raise ValueError(
+                    f"{paths[0].parent} holds still images, and a clip needs two or more frames: "
+                    "`stepwell train glance` takes images"
+                ) from error
+            raise
 
     def own_size(self, paths: Sequence[Path], usual: int) -> int:
         """The side of a clip's picture, where the caller names none: frames of their own size.
@@ -120,3 +128,12 @@ class Clips(Format):
             "preprocess.py": own.replace(b"from stepwell.data.preprocess ", b"from photographs "),
             "photographs.py": images,
         }
+
+
+def _is_still(path: Path) -> bool:
+    """Check for an image of one frame."""
+    try:
+        with open_image(path) as image:
+            return getattr(image, "n_frames", 1) == 1
+    except UNREADABLE:
+        return False

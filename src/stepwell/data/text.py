@@ -204,7 +204,10 @@ def read_table(path: Path) -> Table:
         try:
             cells = tuple(line.decode().removesuffix("\r").split("\t"))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}): convert it") from None
+            raise ValueError(
+                f"{path}, line {number}: not UTF-8 ({error.reason}): convert it, or name "
+                "a file of texts"
+            ) from None
         if not columns:
             columns = cells
             continue

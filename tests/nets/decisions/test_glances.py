@@ -213,7 +213,7 @@ def test_mixed_labels_teach_the_policy_by_their_shares():
     ("glance-resnet8/x", {}, "say how many glances, 2 to 16"),
     ("glance-resnet8/17", {}, "say how many glances, 2 to 16"),
     ("glance-resnet9/3", {}, "no network 'resnet9'"),
-    ("glance-resnet8/3", {"image_size": 24, "side": 32}, "do not divide images of 24 .*: take 8, 12"),
+    ("glance-resnet8/3", {"image_size": 24, "side": 32}, "are larger than images of 24 .*: take 8, 12"),
     ("glance-resnet8/3", {"image_size": 24, "side": 24}, "do not divide images of 24 .*: take 8, 12"),
     ("glance-resnet8/3", {"image_size": 31}, "images of 31 pixels cannot be divided .*: use --size 32"),
 ])  # fmt: skip

@@ -186,7 +186,8 @@ def _config_of(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         names = ", ".join(ARCHITECTURES)
-        raise ValueError(f"{folder} holds a {kind or 'model'}; the encoders are {names}")
+        content = "a run of Stepwell" if "recipe" in config else f"a {kind or 'model'}"
+        raise ValueError(f"{folder} holds {content}; the encoders are {names}")
     saved = [str(name) for name in config.get("architectures") or []]
     others = [name for name in ARCHITECTURES if name != kind]
     if wrong := [name for name in saved if name.lower().startswith((*others,))]:

@@ -129,10 +129,10 @@ def check_side(side: int, size: int) -> None:
     """Raise ValueError for glances that do not fit an image."""
     known = sides(size)
     if not isinstance(side, int) or side not in known:
-        raise ValueError(
-            f"glances of {side} pixels do not divide images of {size} pixels into parts: take "
-            f"{', '.join(map(str, known))}"
-        )
+        images = f"images of {size} pixels"
+        larger = isinstance(side, int) and side > size
+        problem = f"are larger than {images}" if larger else f"do not divide {images} into parts"
+        raise ValueError(f"glances of {side} pixels {problem}: take {', '.join(map(str, known))}")
 
 
 def frame_side(frames: int, size: int, glances: int) -> int:

@@ -220,7 +220,8 @@ def _check_thresholds(thresholds: Mapping[str, float], last: str, criterion: Cri
             "threshold: leave its own out, or name a deeper depth as last"
         )
     for depth, value in thresholds.items():
-        if not isinstance(value, Real) or (isinstance(value, int) and abs(value) > LARGEST):
+        wrong = isinstance(value, bool) or not isinstance(value, Real)
+        if wrong or (isinstance(value, int) and abs(value) > LARGEST):
             raise ValueError(f"the threshold of depth {depth!r} is {value!r}: it must be a number")
         if criterion and not (math.isfinite(value) and criterion.within.holds(value)):
             raise ValueError(
