@@ -24,14 +24,14 @@ def check_apart(parts: Mapping[str, ImageFiles | None]) -> None:
     """Raise ValueError if an image of one part, by name, is in another one, under whatever name."""
     known: dict[bytes, tuple[str, Path]] = {}
     for part, images in parts.items():
-        own = {} if images is None else dict(zip(images.contents, images.files, strict=True))
-        for content, file in own.items():
+        by_content = {} if images is None else dict(zip(images.contents, images.files, strict=True))
+        for content, file in by_content.items():
             if content in known:
                 other, twin = known[content]
                 raise ValueError(
                     f"{part} image {file} is {other} image {twin} (equal content): remove one of them"
                 )
-        known |= {content: (part, file) for content, file in own.items()}
+        known |= {content: (part, file) for content, file in by_content.items()}
 
 
 def copies_in(where: Path, images: ImageFiles) -> list[str]:

@@ -95,8 +95,9 @@ def images_for_rates(train: Batches, validation: Batches | None) -> Batches:
 
     They need no labels, so these are training images where there are few validation images (`ENOUGH`).
     """
-    enough = validation is not None and len(validation.images) >= ENOUGH
-    return in_random_order(validation if enough and validation is not None else train)
+    if validation is None or len(validation.images) < ENOUGH:
+        return in_random_order(train)
+    return in_random_order(validation)
 
 
 def parts_for(
