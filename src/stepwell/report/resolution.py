@@ -13,7 +13,7 @@ from stepwell.report.classes import never_right_note
 from stepwell.report.figures import Figure, legend_text, picture, svg
 from stepwell.report.markup import as_count, as_percent, figure, table
 from stepwell.report.run_record import RunRecord, as_mapping, finite, number, read_arrays
-from stepwell.report.sections import grid, speed_table, tested_on
+from stepwell.report.sections import balanced_words, grid, speed_table, tested_on
 
 CHOSEN = "chosen"
 
@@ -29,8 +29,7 @@ def _summary(run: RunRecord) -> str:
         return f"{start}; nothing was tested."
     chosen, *fixed = run.rows
     text = f"{start}: {as_percent(run.score(chosen, 'accuracy'))}{of_examples} right as chosen"
-    if (balanced := run.score(chosen, "balanced_accuracy")) is not None:
-        text += f", {as_percent(balanced)} in the mean over the classes, which are uneven"
+    text += balanced_words(run, chosen)
     if not fixed:
         return f"{text}."
     best = max(fixed, key=lambda choice: finite(run.score(choice, "accuracy")))

@@ -53,6 +53,14 @@ def tested_on(record: RunRecord) -> tuple[str, str]:
     return start, f" of {count}test examples"
 
 
+def balanced_words(record: RunRecord, row: str) -> str:
+    """The mean accuracy over classes, as an end of a sentence; empty if it was not measured."""
+    balanced = record.score(row, "balanced_accuracy")
+    if balanced is None:
+        return ""
+    return f", {as_percent(balanced)} in the mean over the classes, whose sizes differ"
+
+
 def lead(record: RunRecord, colours: Colours) -> str:
     """Describe a run with depths in a sentence."""
     return f'<p class="lead">{escape(_summary(record))}</p>'
@@ -66,8 +74,7 @@ def _summary(record: RunRecord) -> str:
     full, first = depths[-1], depths[0]
     start += f": {as_percent(record.score(full, 'accuracy'))}{of_examples} right"
     start += f" at the full depth {full}" if len(depths) > 1 else ""
-    if (balanced := record.score(full, "balanced_accuracy")) is not None:
-        start += f", {as_percent(balanced)} in the mean over the classes, which are uneven"
+    start += balanced_words(record, full)
     if len(depths) > 1 and (compared := _compared(record, first, full)):
         start += f"; depth {first} {compared}"
     return " ".join(filter(None, (f"{start}.", never_right_note(record))))

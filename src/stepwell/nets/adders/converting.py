@@ -126,7 +126,7 @@ class _Tracer(fx.Tracer):
 
 
 def _graph(module: nn.Module) -> list[fx.Node]:
-    """What the network's own code does, in order; empty if torch.fx cannot follow it."""
+    """The operations of the network, in the order of its code; empty if torch.fx cannot trace it."""
     try:
         return [*_Tracer().trace(module).nodes]
     except Exception:  # whatever the network's own code raises when it meets a proxy
