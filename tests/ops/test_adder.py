@@ -403,7 +403,7 @@ def test_a_slow_compiler_and_an_empty_name_of_one(home, tmp_path, monkeypatch):
     ("compiler", "message"),
     [
         ("false", "false fails: it says nothing"),
-        ("'/no such/compiler' -O1", "/no such/compiler"),
+        ("'/no such/compiler' -O1", "directory: '/no such/compiler'"),
         ("no-such-compiler", "no-such-compiler: .*No such file"),
     ],
 )

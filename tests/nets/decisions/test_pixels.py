@@ -14,6 +14,7 @@ from stepwell.cost import count_macs
 from stepwell.data import Batches, ImageSet
 from stepwell.losses import sparsity_loss
 from stepwell.measure import skipping as measure
+from stepwell.measure.data_parts import ENOUGH, images_for_rates
 from stepwell.measure.skipping import (
     Branch,
     accuracy_at_random,
@@ -187,6 +188,19 @@ def test_masks_of_several_depths_learn_together():
     net = build("resnet14", ["8"], num_classes=2, gates="pixels")
     step = Pixels(net).train().training_step(Batch(torch.randn(2, 3, 8, 8), torch.arange(2)))
     assert {"8/open", "14/open"} <= step.logs.keys()
+
+
+def test_few_validation_images_do_not_set_the_work_of_masks():
+    def part(count):
+        images = ImageSet(
+            torch.zeros(count, 3, 2, 2, dtype=torch.uint8), torch.zeros(count).long(), ("a",)
+        )
+        return Batches(images, 32, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    train, few, enough = part(40), part(ENOUGH - 1), part(ENOUGH)
+    assert images_for_rates(train, few).images is train.images
+    assert images_for_rates(train, None).images is train.images
+    assert images_for_rates(train, enough).images is enough.images
 
 
 def test_the_work_of_masks_is_set_to_their_target():

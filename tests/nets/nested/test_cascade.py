@@ -177,6 +177,8 @@ def test_bad_cascades_are_refused(net):
         Cascade(net, {"8": 0.5}, temperatures={"9": 2.0})
     minus_entropy = lambda z: (z.softmax(1) * z.log_softmax(1)).sum(1)  # noqa: E731
     assert Cascade(net, {"8": -0.5}, criterion=minus_entropy).thresholds == {"8": -0.5}
+    with pytest.raises(ValueError, match="'8' is True: it must be a number"):
+        Cascade(net, {"8": True})
     with pytest.raises(ValueError, match="'8' is nan: it must be a number"):
         Cascade(net, {"8": float("nan")}, criterion=minus_entropy)
     net.mark("fresh", "8")
