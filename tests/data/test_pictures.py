@@ -68,6 +68,13 @@ def test_other_names_of_the_nodes_give_the_same_picture():
         assert (picture.draw(parse_network(text_of(renamed), "", HOW), HOW, 48).pixels == shown).all()
 
 
+def test_axes_of_mere_rounding_errors_are_projected_without_a_warning():
+    x = np.random.default_rng(0).normal(size=(10, 3)) * [1, 1e-120, 1e-120]
+    y, _, skewness = picture.projection(x)
+    assert np.isfinite(y).all()
+    assert np.isfinite(skewness)
+
+
 def test_isolated_nodes_are_left_out_of_sampled_walks_and_walks_have_a_limit():
     text = text_of(barabasi_albert(260, 3)(np.random.default_rng(0)))
     network = parse_network(b"# undirected nodes=270\n" + text, ".edges", HOW)

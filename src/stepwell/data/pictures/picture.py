@@ -188,8 +188,11 @@ def projection(x: Floats) -> tuple[Floats, float, float]:
     x = np.pad(x, ((0, 0), (0, max(0, 3 - x.shape[1]))))
     variances, axes = np.linalg.eigh(x.T @ x)
     y = x @ axes[:, ::-1][:, :3]
-    second = (y**2).sum(0)
-    third = (y**3).sum(0) * np.sqrt(len(y)) / np.where(second > 0, second, 1.0) ** 1.5
+    # divided first: the third power of an axis of mere rounding errors (1e-70) is 0
+    extent = abs(y).max(0)
+    relative = y / np.where(extent > 0, extent, 1.0)
+    second = (relative**2).sum(0)
+    third = (relative**3).sum(0) * np.sqrt(len(y)) / np.where(second > 0, second, 1.0) ** 1.5
     gap = 1 - variances[-2] / variances[-1] if variances[-1] > 0 else 0.0
     return y * np.where(third < 0, -1, 1), float(gap), float(abs(third[:2]).min())
 
