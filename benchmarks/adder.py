@@ -28,6 +28,8 @@ from stepwell.nets import build
 from stepwell.ops.adder import adder_conv2d, compiled, cpu, reference, sum_of_absolute_differences
 
 IMAGES, CHANNELS, PIXELS, ROUNDS = 64, 64, 16, 5
+#: The network of the comparison with onnxruntime.
+EXPORTED = "resnet20"
 #: Images of the official way, which needs much memory.
 OFFICIAL = 1
 SHAPE: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))  # stride and padding
@@ -162,8 +164,8 @@ def _steps() -> dict[str, Any]:
 
 
 def _graphs() -> dict[str, Any]:
-    """An exported adder ResNet-20 in onnxruntime over the network itself, on one thread."""
-    net = build("resnet20", num_classes=10, adder=True).eval()
+    """An exported adder network in onnxruntime over the network itself, on one thread."""
+    net = build(EXPORTED, num_classes=10, adder=True).eval()
     net.mark("trained")
     net.card = replace(net.card, size=2 * PIXELS)
     x = torch.randn(8, 3, 2 * PIXELS, 2 * PIXELS)

@@ -18,7 +18,7 @@ FOLDER = Path(timing.__file__).parent
 SMALL = {
     "IMAGES": 64, "BATCH": 32, "ROUNDS": 1, "EPOCHS": 1, "SECONDS": 0.01, "SIZES": (1_000,), "SIDE": 64,
     "SOAK": 1.0, "CLOSED": 16, "CLIENTS": 4, "LARGE": 16, "LOADS": (1.0,),
-    "DEPTHS": ("8",), "FULL": "14", "SIZE": 16,
+    "DEPTHS": ("8",), "FULL": "14", "SIZE": 16, "EXPORTED": "resnet8",
     "LEAVING": (0.5,), "OPENED": (0.5,), "MORE_THREADS": (),
     "NODES": 50, "LARGER": (50, 100), "FILES": 1, "WIDTHS": (4,), "INPUTS": 4, "READ": 6,
     "CONFIG": {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2},

@@ -48,7 +48,7 @@ ORDER, COSTS = ["16", "24", "32"], torch.tensor([0.25, 0.5625, 1.0], dtype=torch
 
 
 def few_digits():
-    return Bunch(**{name: DIGITS[name][:300] for name in ("images", "target")})
+    return Bunch(**{name: DIGITS[name][:200] for name in ("images", "target")})
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def verified(quick, tmp_path_factory):
     changes = {"part": "1/2", "net": "resnet14", "subnets": ("8",)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drnet_arms, "load_digits", few_digits)
-        patch.setattr(datasets, "load_digits", few_digits)  # twelve arms are tested on a fifth of them
+        patch.setattr(datasets, "load_digits", few_digits)  # twelve arms are tested on a ninth of them
         record, page = verify_system(
             "drnet", changes, quick=True, seeds=1, workers=1, arms=arms, folder=folder
         )

@@ -143,7 +143,7 @@ def cascade_curve(
     """
     known = _Known(net, validation, criterion, search, temper=temper)
     right = {depth: y.argmax(1) == labels for depth, y in logits.items()}
-    low, high = (cascade_macs(net, [depth])[0] for depth in (known.depths[0], net.full))
+    low, high = (known.costs([depth])[0] for depth in (known.depths[0], net.full))
     curve = []
     for i in range(1, points + 1):
         goal = Goal(cost=low + (high - low) * i / (points + 1))
@@ -151,7 +151,7 @@ def cascade_curve(
         if record["macs"] > goal.cost:
             continue
         answer = Cascade.of(net, record).decide(logits)
-        costs = torch.tensor(cascade_macs(net, record["depths"]), dtype=torch.float64)
+        costs = torch.tensor(known.costs(record["depths"]), dtype=torch.float64)
         curve.append({
             "macs": float(costs[answer.depth].mean()),
             "accuracy": (answer.logits.argmax(1) == labels).double().mean().item(),
@@ -197,6 +197,7 @@ class _Known:
         self.classes = {depth: y.argmax(1) for depth, y in self.logits.items()}
         self.right = {depth: classes == labels for depth, classes in self.classes.items()}
         self._learned: dict[tuple[str, str], tuple[Tensor, list[float]]] = {}
+        self._counted: dict[str, list[int]] = {}
 
     def best(self, goal: Goal) -> dict[str, Any]:
         """The record of the cascade nearest to a goal, without the goal."""
@@ -212,6 +213,10 @@ class _Known:
             "accuracy": thresholds.outcome.accuracy, "macs": thresholds.outcome.cost,
             "shares": list(thresholds.outcome.shares), "images": len(self.right[self.net.full]),
         }  # fmt: skip
+
+    def costs(self, chain: Sequence[str]) -> list[int]:
+        """The MACs of an image answered at each depth of a cascade."""
+        return cascade_macs(self.net, chain, self._counted)
 
     def scores_and_right(self, chain: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The scores and the correctness of the depths of a cascade, (depths, images) each."""
@@ -243,8 +248,7 @@ class _Known:
 
 def _best_chain(known: _Known, goal: Goal) -> tuple[list[str], Thresholds]:
     """Search all sets of depths for the best; of equals, the one with fewer depths."""
-    net, ready, search = known.net, known.depths, known.search
-    counted: dict[str, list[int]] = {}
+    ready, search = known.depths, known.search
     best: tuple[list[str], Thresholds] | None = None
     patient = known.criterion == "patience"
     find = find_patience if patient else SEARCHES[search]
@@ -253,14 +257,14 @@ def _best_chain(known: _Known, goal: Goal) -> tuple[list[str], Thresholds]:
         lengths = range(len(ready), len(ready) + 1)
     for length in lengths:
         for chain in combinations(ready, length):
-            costs = cascade_macs(net, chain, counted)
+            costs = known.costs(chain)
             thresholds = find(*known.scores_and_right(chain), costs, goal)
             # a depth that answers nothing would still be run
             pairs = zip(chain, (*thresholds.values, 0.0), strict=True)
             used = [depth for depth, threshold in pairs if threshold < torch.inf]
             if len(used) < length:
                 values = tuple(t for t in thresholds.values if t < torch.inf)
-                costs = cascade_macs(net, used, counted)
+                costs = known.costs(used)
                 thresholds = Thresholds(
                     values, outcome_of(values, *known.scores_and_right(used), costs)
                 )
