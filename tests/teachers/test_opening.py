@@ -330,7 +330,7 @@ def test_plain_weights_of_a_named_network(images, tmp_path, stem):
     with pytest.warns(UserWarning, match="does not name its classes"):
         teacher = opened.for_data(CLASSES, x, OWN)
     assert_close(teacher(x).logits, net.eval()(x))
-    with pytest.raises(ValueError, match=r"w.pth does not fit this network: \d+ names differ"):
+    with pytest.raises(ValueError, match=r"w.pth does not fit this resnet20: \d+ names differ"):
         open_teacher([f"resnet20={tmp_path / 'w.pth'}"])
 
 

@@ -250,7 +250,7 @@ def test_a_dense_network_is_a_start_and_answers_the_same_at_first(options, tmp_p
     with torch.no_grad():
         assert_close(again(x), net(x), **EXACT)
     other = build("vit6", num_classes=5, image_size=8, experts=3)
-    with pytest.raises(ValueError, match="does not fit this network"):
+    with pytest.raises(ValueError, match="does not fit this vit"):
         initialise(other, tmp_path / "experts")
 
 

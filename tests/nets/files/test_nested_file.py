@@ -156,10 +156,13 @@ def test_a_net_starts_from_torchvision_weights_with_another_classifier(tmp_path)
     assert start.fresh == ("fc.weight", "fc.bias")
     assert start.card.mean == (0.485, 0.456, 0.406)
     assert_close(net.module.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"], **EXACT)
-    with pytest.raises(ValueError, match="does not fit this network: conv1.weight is"):
+    with pytest.raises(ValueError, match="w.pth does not fit this resnet18: conv1.weight is"):
         initialise(build("resnet18", num_classes=3, stem="small"), tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="does not fit this network: .* names differ"):
+    with pytest.raises(ValueError, match="does not fit this resnet20: .* names differ"):
         initialise(build("resnet20", num_classes=3), tmp_path / "w.pth")
+    stepwell_file = stepwell.save(build("resnet8", num_classes=3), tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"net.safetensors \(a resnet8\) does not fit this resnet20"):
+        initialise(build("resnet20", num_classes=3), stepwell_file)
 
 
 def test_files_of_every_header_length_are_read(tmp_path):

@@ -45,7 +45,7 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     header, tensors = read_file(path, plain_too=True)
     ours = dict(net.module.state_dict())
     card = Card(mean=IMAGENET_MEAN, std=IMAGENET_STD) if header is None else card_of(header)
-    fresh = fill(net, tensors, str(path), relabelled=differ(card.classes, classes))
+    fresh = fill(net, tensors, _described(path, header), relabelled=differ(card.classes, classes))
     if header is None or "depths" not in header:  # plain weights, Stepwell's own among them
         return Start(card, fresh)
     tensors |= {k: ours[k] for k in fresh if "builder" not in header}
@@ -57,6 +57,14 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
                 state = theirs.subnet(depth).state_dict()
                 net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
     return Start(card, fresh)
+
+
+def _described(path: Path, header: Mapping[str, Any] | None) -> str:
+    """A file in the words of an error message: its path, and the network that it says it holds."""
+    name = None if header is None else header.get("builder")
+    kind = "" if header is None else header.get("kind", "")
+    of = f" of kind {kind}" if kind not in ("", "classifier") else ""
+    return f"{path} (a {name}{of})" if isinstance(name, str) else str(path)
 
 
 def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
@@ -109,6 +117,7 @@ def fill(
     they do not fit; the message begins with `source`.
     """
     ours = net.module.state_dict()
+    here = "this network" if net.builder is None else f"this {net.builder[0]}"
     given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
     stored = net.stored_names()
     given |= {k: given[stored[k]] for k in ours.keys() - given.keys() if stored[k] in given}  # tied
@@ -117,7 +126,7 @@ def fill(
         wrapped = all(name.startswith("module.") for name in given)
         hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
         raise ValueError(
-            f"{source} does not fit this network: {len(differing)} names differ, such as "
+            f"{source} does not fit {here}: {len(differing)} names differ, such as "
             f"{differing[0]!r}{hint}"
         )
     if wrong := not_finite(given):
@@ -128,7 +137,7 @@ def fill(
     fresh = tuple(k for k in ours if ours[k].shape != given[k].shape or (relabelled and k in last))
     if unlike := [k for k in fresh if not k.startswith(head)]:
         raise ValueError(
-            f"{source} does not fit this network: {unlike[0]} is {tuple(given[unlike[0]].shape)} there "
+            f"{source} does not fit {here}: {unlike[0]} is {tuple(given[unlike[0]].shape)} there "
             f"and {tuple(ours[unlike[0]].shape)} here"
         )
     net.load_full(given | {k: ours[k] for k in fresh})
