@@ -59,6 +59,16 @@ def test_a_run_has_a_row_a_width_and_all_numbers(trained):
     shares = found["shares"]
     by_chance = sum(share * results["test"][f"{w}/accuracy"] for w, share in shares.items())
     assert found["controls"]["random"] == pytest.approx(by_chance)
+    own = [(results["costs"][w]["macs"], results["test"][f"{w}/accuracy"]) for w in shares]
+    spent = results["costs"]["chosen"]["macs"]
+    lines = [
+        a + (b - a) * (spent - low) / (high - low)
+        for low, a in own
+        for high, b in own
+        if low < spent < high
+    ]
+    within = [a for cost, a in own if cost <= spent]
+    assert found["controls"]["line"] == pytest.approx(max(lines + within), abs=1e-3)
     assert found["controls"]["oracle"] >= results["test"]["chosen/accuracy"]
     assert [row["batch"] for row in found["speed"]] == [64, 1]
     assert train("widths", out=out, **FEW) == results

@@ -39,11 +39,17 @@ def macs_of_choices(net: ChoosingNet, size: int) -> list[int]:
     """Count the MACs of an image of `size` pixels at each choice, including the chooser's."""
     x = blank_image(net, size)
     chooser = count_macs(net.chooser, x)
-    macs = [count_macs(net.plain(i), x) + chooser for i in range(len(net.names))]
+    macs = [alone + chooser for alone in macs_alone(net, size)]
     if net.reused is not None:
         choice, part = net.reused
         macs[choice] -= count_macs(part, x)
     return macs
+
+
+def macs_alone(net: ChoosingNet, size: int) -> list[int]:
+    """Count the MACs of an image of `size` pixels at each choice, without a chooser."""
+    x = blank_image(net, size)
+    return [count_macs(net.plain(i), x) for i in range(len(net.names))]
 
 
 def choice_table(net: ChoosingNet, size: int) -> dict[str, dict[str, Any]]:
@@ -133,6 +139,8 @@ def measure_choices(
     size = test.images.size
     macs = torch.tensor(macs_of_choices(net, size), dtype=torch.float64)
     mean = float(macs[seen.who].mean())
+    mean_cost = mean / float(macs.max())
+    alone = torch.tensor([row["macs"] for row in costs.values()], dtype=torch.float64)
     whole = {
         "params": sum(p.numel() for p in net.parameters()), "macs": round(mean),
         "ms": _one_by_one(net, test, seen.who), "batch": 1, "threads": torch.get_num_threads(),
@@ -145,7 +153,7 @@ def measure_choices(
     record = {
         "shares": _shares(net.names, seen.who),
         "classes": {name: _shares(net.names, who) for name, who in by_class.items()},
-        "cost": mean / float(macs.max()),
+        "cost": mean_cost,
         "price": float(net.price),
         "budgets": [b._asdict() | {"shares": list(b.shares)} for b in net.budgets],
         "unpriced": {
@@ -153,9 +161,9 @@ def measure_choices(
             "cost": float(macs[seen.unpriced].mean() / macs.max()),
         },
         "sampled_cost": float(seen.drawn.double() @ macs / macs.max()),
-        "chooser_macs": count_macs(net.chooser, torch.zeros(1, 3, size, size)),
+        "chooser_macs": count_macs(net.chooser, blank_image(net, size)),
         "controls": controls_of(
-            right_of(seen, list(costs)), counts[order] / len(seen.who), (macs / macs.max())[order]
+            right_of(seen, list(costs)), counts[order] / len(seen.who), alone / macs.max(), mean_cost
         ),
     }
     sums = Tally().add(seen.logits, seen.labels)
@@ -165,25 +173,26 @@ def measure_choices(
 
 def controls_of(
     right: Bool[Tensor, "choices images"], shares: Float[Tensor, " choices"],
-    costs: Float[Tensor, " choices"],
+    costs: Float[Tensor, " choices"], mean_cost: float,
 ) -> dict[str, float]:  # fmt: skip
-    """Accuracies of other ways to choose, at the mean cost of some choices.
+    """Accuracies of other ways to choose, at the mean cost of a network that chooses.
 
     Args:
         right: true where a choice, from cheap to costly, classifies an image correctly.
         shares: of the images, by choice.
-        costs: of each choice, as a share of the costliest.
+        costs: of each choice alone: no other way needs the chooser.
+        mean_cost: of the network with its chooser, in the same unit.
 
     Returns:
         "random": as many images at each choice, but drawn at random; "line": the best mixture of two
-        choices at this cost; "oracle": the cheapest choice that is right, and "oracle cost", its mean
-        cost.
+        choices at the mean cost; "oracle": the cheapest choice that is right, and "oracle cost", its
+        mean cost.
     """
     accuracy = right.double().mean(1)
     first = right.double().argmax(0)  # the cheapest right one, or the cheapest
     return {
         "random": float(shares @ accuracy),
-        "line": best_mixture(accuracy, costs, float(shares @ costs)),
+        "line": best_mixture(accuracy, costs, mean_cost),
         "oracle": right.any(0).double().mean().item(),
         "oracle cost": costs[first].mean().item(),
     }
@@ -233,7 +242,8 @@ def measure_speed(
     alone = count_macs(full, images[:1])
 
     def by_macs(parts: Sequence[Tensor]) -> float:
-        return float(alone / macs[torch.cat([net.choose(x) for x in parts]).cpu()].mean())
+        ran = torch.cat([net.answer(x).depth for x in parts])  # a group may join a costlier choice
+        return float(alone / macs[ran.cpu()].mean())
 
     with in_eval_mode(net, full):
         return compare_speed(net.forward, full, images, by_macs, seconds=seconds or SECONDS)

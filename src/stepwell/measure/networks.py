@@ -87,14 +87,13 @@ def _pixels(part: ImageSet) -> Table:
 
 def saliency(net: NestedNet, pixels: NDArray[np.uint8], label: int) -> Table:
     """The part of each cell of a picture in a class's score: gradient times input, (size, size)."""
-    x = normalised([pixels], net.card).requires_grad_(True)
+    x = normalised([pixels], net.card).requires_grad_()
     black = normalised([np.zeros_like(pixels)], net.card)
     with in_eval_mode(net), torch.enable_grad():
         logits = net(x)
         rest = [i for i in range(logits.shape[1]) if i != label]
-        (logits[0, label] - logits[0, rest].mean()).backward()
-    assert x.grad is not None
-    scores: Table = (x.grad * (x.detach() - black)).sum(1)[0].numpy().astype(np.float64)
+        (gradient,) = torch.autograd.grad(logits[0, label] - logits[0, rest].mean(), x)
+    scores: Table = (gradient * (x.detach() - black)).sum(1)[0].numpy().astype(np.float64)
     return scores
 
 

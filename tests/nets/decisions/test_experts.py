@@ -165,6 +165,18 @@ def test_noise_moves_the_routes_in_training_only_and_its_load_is_a_probability()
     assert torch.equal(layer.route(x).who[:, 0], clean.argmax(1))
 
 
+def test_scores_are_in_32_bits_under_autocast_and_in_half_precision():
+    layer = Experts(nn.Linear(8, 8), 8, 4, router="switch").eval()
+    nn.init.normal_(layer.router.weight)
+    x = torch.randn(64, 8)
+    exact = layer.route(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(layer.route(x).scores, exact.scores, **EXACT)
+    half = deepcopy(layer).bfloat16().route(x.bfloat16()).scores
+    assert half.dtype == torch.float32
+    assert not half.bfloat16().float().equal(half)  # no digits are lost again
+
+
 def test_balance_losses_worked_by_hand():
     gates = torch.tensor([[0.5, 0.0], [0.5, 0.0], [0.0, 1.0]], requires_grad=True)
     load = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])

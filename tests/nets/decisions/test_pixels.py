@@ -27,6 +27,7 @@ from stepwell.methods.skipping import Skipping
 from stepwell.nets import Card, build
 from stepwell.nets.decisions import executor
 from stepwell.nets.decisions.estimators import Draw
+from stepwell.nets.decisions.executor import Positions, at_positions
 from stepwell.nets.decisions.pixels import Given, Masked, chosen
 from stepwell.nets.decisions.skipping import gated_blocks
 from stepwell.nets.families.resnet import block_of
@@ -71,6 +72,18 @@ def test_compacted_equals_masked_and_a_batch_equals_its_images_alone(name, monke
             block.break_even = {3: 0.0}  # dense wherever it is not all or nothing
         assert_close(net(x), found, **CLOSE)
         assert net(x[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_some_positions_of_a_convolution_run_under_autocast(size):
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(8, 6, size, padding=size // 2, bias=False), nn.BatchNorm2d(6).eval()
+    x, mask = torch.randn(2, 8, 5, 5), torch.rand(2, 5, 5) > 0.5
+    with torch.no_grad():
+        exact = norm(conv(x)).permute(0, 2, 3, 1)[mask]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = at_positions(x.bfloat16(), Positions.of(mask), conv, norm)
+    assert_close(found.float(), exact, rtol=0.05, atol=0.05)
 
 
 def test_a_bottleneck_counts_the_positions_that_its_odd_map_has():

@@ -24,6 +24,7 @@ from stepwell.measure.choices import (
     CHOSEN,
     Observed,
     controls_of,
+    macs_alone,
     macs_of_choices,
     observe_choices,
     right_of,
@@ -142,10 +143,10 @@ def controls(
     order = list(reversed(nets["fixed"].names))
     observed = {name: observe_choices(net, parts.test, order) for name, net in nets.items()}
     validation = observe_choices(nets["fixed"], parts.validation, order)
-    macs = torch.tensor(macs_of_choices(nets["fixed"], nets["fixed"].net.sizes[0])).double()
-    costs = (macs / macs.max()).flip(0)  # cheap to costly, like `order`
-    measures = at_its_cost(observed["fixed"], observed["dynamic"], observed["random"], order, costs)
-    measures |= best_cascade(observed["fixed"], validation, order, costs, measures["cost"])
+    costs, alone = _costs(nets["fixed"])
+    three = observed["fixed"], observed["dynamic"], observed["random"]
+    measures = at_its_cost(*three, order, costs, alone)
+    measures |= best_cascade(observed["fixed"], validation, order, alone, measures["cost"])
     measures["auc"] = auc_of_need(preference(nets["dynamic"], parts.test), observed["fixed"], order)
     doubt = -top_probability(observed["fixed"].logits[order[0]])
     measures["auc of doubt"] = auc_of_need(doubt, observed["fixed"], order)
@@ -212,23 +213,35 @@ def scores_of(net: ResolutionNet, images: Batches) -> Scores:
     return torch.cat([net.chooser(x) for x, _ in images])
 
 
+def _costs(net: ResolutionNet) -> tuple[Costs, Costs]:
+    """The cost of each choice, cheap to costly, with and without the chooser."""
+    size = net.net.sizes[0]
+    counts = macs_of_choices(net, size), macs_alone(net, size)
+    macs, alone = (torch.tensor(count, dtype=torch.float64).flip(0) for count in counts)
+    return macs / macs.max(), alone / macs.max()
+
+
 def at_its_cost(
-    fixed: Observed, dynamic: Observed, random: Observed, order: Sequence[str], costs: Costs
-) -> dict[str, float]:
+    fixed: Observed, dynamic: Observed, random: Observed, order: Sequence[str], costs: Costs,
+    alone: Costs,
+) -> dict[str, float]:  # fmt: skip
     """Random choices and mixtures of fixed ones at the dynamic network's cost, and the oracle.
 
     Args:
         order: the choices, cheap to costly.
+        costs, alone: of each choice in `order`, with and without the chooser.
     """
     who = len(order) - 1 - dynamic.who  # choices are costly to cheap
     shares = torch.bincount(who, minlength=len(order)).double() / len(who)
+    cost = float(shares @ costs)
     by_chance, at_dynamic, at_fixed = (
-        controls_of(right_of(observed, order), shares, costs) for observed in (random, dynamic, fixed)
+        controls_of(right_of(observed, order), shares, alone, cost)
+        for observed in (random, dynamic, fixed)
     )
     return {
         "random": by_chance["random"],
         "random, own": at_dynamic["random"],
-        "cost": float(shares @ costs),
+        "cost": cost,
         "line": at_fixed["line"],
         "line, own": at_dynamic["line"],
         "oracle": at_fixed["oracle"],
@@ -305,7 +318,7 @@ def planted(
     parts = parts_for(net.nested, str(data), fingerprint)
     order = list(reversed(net.names))
     observed = observe_choices(net, parts.test, order)
-    measures = at_its_cost(observed, observed, observed, order, net.costs.double().flip(0))
+    measures = at_its_cost(observed, observed, observed, order, *_costs(net))
     numbers = {
         "accuracy": result["test"][f"{CHOSEN}/accuracy"],
         "unpriced cost": result["drnet"]["unpriced"]["cost"],

@@ -273,6 +273,7 @@ def at_positions(
         y = torch.cat([torch.addmm(shift, read(piece), weight) for piece in pieces])
         return y.relu() if relu else y
     y = rows.new_empty(len(first), weight.shape[1])
+    shift, weight = shift.to(y.dtype), weight.to(y.dtype)  # `out=` is not for autocast
     for piece, part in zip(pieces, y.split(PIECE), strict=True):
         torch.addmm(shift, read(piece), weight, out=part)
     return y.relu_() if relu else y

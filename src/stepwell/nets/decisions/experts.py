@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import linear, softplus
 from torch.special import ndtr
 
 from stepwell.nets.decisions.deciding import Deciding, deciding_parts, drawn_anew, like_block
@@ -103,11 +103,11 @@ class Experts(Deciding):
     def route(self, x: Tokens) -> Routes:
         """Choose the experts of each token; noise is drawn in training only."""
         rows = x.flatten(0, -2)
-        clean = scores = _full(self.router(rows))
+        clean = scores = _scores(self.router, rows)
         spread = None
         if self.noise is not None and self.training:
             refuse_in_graphs()
-            spread = softplus(_full(self.noise(rows)))
+            spread = softplus(_scores(self.noise, rows))
             scores = clean + torch.randn_like(clean) * spread
         best, order = scores.topk(min(self.top_k + 1, len(self.experts)), 1)
         who = order[:, : self.top_k]
@@ -152,9 +152,18 @@ class Experts(Deciding):
         }
 
 
-def _full(scores: Tensor) -> Tensor:
-    """Scores in 32 bits at least: a router in half precision is unstable (Fedus et al. 2021)."""
-    return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+def _scores(layer: nn.Linear, rows: Float[Tensor, "tokens _"]) -> Float[Tensor, "tokens experts"]:
+    """A linear layer in 32 bits at least, whatever autocast says.
+
+    A router in half precision is unstable (Fedus et al. 2021).
+    """
+    device = rows.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return _scores(layer, rows)
+    half = (torch.bfloat16, torch.float16)
+    rows, weight = (t.float() if t.dtype in half else t for t in (rows, layer.weight))
+    return linear(rows, weight)
 
 
 class RoutedBlock(nn.Module):
