@@ -113,9 +113,12 @@ def test_tokens_without_a_gate_train_as_controls(encoder, data, tmp_path):
     for pick, rate in (("even", 0.5), ("random", 0.5)):
         results = train(
             "sequences", data=str(data), net=str(encoder), out=tmp_path / pick, pick=pick, rate=rate,
-            **FEW | {"epochs": 1},
+            **FEW | {"epochs": 1, "val_fraction": 0.2},
         )  # fmt: skip
         found = results["sequences"]
+        lines = (tmp_path / pick / "metrics.jsonl").read_text().splitlines()
+        scores = [json.loads(line).get("val/chosen/accuracy") for line in lines]
+        assert any(score is not None for score in scores), "and so is its best epoch"
         assert 0.3 < found["share"] < 0.75, "the network is measured as it was trained"
         assert not {"speed", "texts", "random_accuracy"} & found.keys(), "these would be of the gate"
 

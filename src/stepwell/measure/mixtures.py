@@ -1,6 +1,6 @@
 """Networks of experts or of mixed kernels: the use of each part, by layer and class, and the speed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepwell.cost import count_macs, measure_latencies
+from stepwell.cost.latency import waiting
 from stepwell.data import Batches
 from stepwell.data.tokens import TextBatches
 from stepwell.evaluation import gather_logits
@@ -145,6 +146,6 @@ def break_even_of(layer: Experts, tokens: int, seconds: float) -> float:
     x = torch.randn(tokens, like.shape[1], generator=generator).to(like)
     weights, who = (v.to(like.device) for v in torch.rand(tokens, count, generator=generator).topk(k))
     call = partial(mixture, x, who, weights.to(like), [*layer.experts])
-    calls: Mapping[str, Callable[[], Tensor]] = {"sorted": call, "all": partial(call, {tokens: 0.0})}
+    calls = {"sorted": waiting(call), "all": waiting(partial(call, {tokens: 0.0}))}
     times = measure_latencies(calls, seconds=seconds, warmup=2, least=5, rounds=2)
     return min(1.0, k / count * times["all"].ms / times["sorted"].ms)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepwell.cost import cost_of, count_macs, mean_of_medians, measure_latencies, time_each
-from stepwell.cost.latency import marked
+from stepwell.cost.latency import marked, waiting
 from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.evaluation.cost_penalty import Priced, front
@@ -128,10 +128,13 @@ def break_even_of(block: Gated, x: Tensor, seconds: float) -> float:
     """The share of the block's work below which running it in part is faster, for a batch like `x`."""
     base = x if block.downsample is None else block.downsample(x)
     decisions = {block.share_of(d, x): d for d in (block.some(x, share) for share in SHARES)}
+    if len(decisions) < 2 or max(decisions) == 1:  # on tiny maps, some positions are all
+        return 0.0
     calls = {str(share): partial(block.run, base, x, decision) for share, decision in decisions.items()}
     # at a break-even of 0, any decision makes the form dense
     calls["dense"] = partial(block.run, base, x, decisions[max(decisions)], {len(x): 0.0})
-    times = measure_latencies(calls, seconds=seconds, warmup=2, least=5, rounds=2)
+    ended = {name: waiting(call) for name, call in calls.items()}
+    times = measure_latencies(ended, seconds=seconds, warmup=2, least=5, rounds=2)
     shares = torch.tensor([[1.0, share] for share in decisions], dtype=torch.float64)
     ms = torch.tensor([[times[str(share)].ms] for share in decisions], dtype=torch.float64)
     start, slope = torch.linalg.lstsq(shares, ms).solution[:, 0].tolist()
@@ -170,15 +173,16 @@ def observe_skipping(net: NestedNet, test: Batches) -> Observed:
 
 @torch.no_grad()
 def settle_open_rate(
-    net: NestedNet, batches: Iterable[Batch], target: float, costs: Sequence[float] | None = None
-) -> float:
+    net: NestedNet, batches: Iterable[Batch], target: float, costs: Sequence[float] | None = None,
+    most: int = SETTLING,
+) -> float:  # fmt: skip
     """Shift the scores of all gates by one number, so that their mean open rate is `target`.
 
     Gates that are drawn in training keep to a target that the better scores, which decide in use, do
     not keep. The shift goes into the biases of the gates.
 
     Args:
-        batches: images to open for; about the first `SETTLING` are used.
+        batches: images to open for; about the first `most` are used.
         costs: weights of the gates in the mean, such as the MACs of their blocks; equal by default.
 
     Returns:
@@ -187,9 +191,9 @@ def settle_open_rate(
     images, count = [], 0
     for batch in batches:
         images.append(batch.images.to(next(net.parameters()).device))
-        if (count := count + len(batch.images)) >= SETTLING:
+        if (count := count + len(batch.images)) >= most:
             break
-    biases = [block.gate.get_parameter("scores.bias") for _, block in gated_blocks(net.module)]
+    biases = _biases(net)
     trained = [bias[-1].clone() for bias in biases]
 
     def rate(shift: float) -> float:
@@ -210,6 +214,28 @@ def settle_open_rate(
         best = min((high, low), key=lambda shift: abs(rate(shift) - target))
         rate(best)
     return best
+
+
+@contextmanager
+def at_open_rate(
+    net: NestedNet, batches: Iterable[Batch], target: float, costs: Sequence[float] | None = None,
+    most: int = SETTLING,
+) -> Iterator[None]:  # fmt: skip
+    """Let the mean open rate be `target`, as by `settle_open_rate`; then the gates are as before."""
+    biases = _biases(net)
+    trained = [bias.detach().clone() for bias in biases]
+    settle_open_rate(net, batches, target, costs, most)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for bias, value in zip(biases, trained, strict=True):
+                bias.copy_(value)
+
+
+def _biases(net: NestedNet) -> list[nn.Parameter]:
+    """The biases of the gates' scores; the last number of each is of "run"."""
+    return [block.gate.get_parameter("scores.bias") for _, block in gated_blocks(net.module)]
 
 
 def keep_budgets(net: NestedNet, batches: Batches) -> None:

@@ -1,27 +1,16 @@
 """Train a network whose blocks run at some positions of an image."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
 from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked
-from stepwell.measure.data_parts import images_for_rates
-from stepwell.measure.skipping import (
-    keep_budgets,
-    measure_skipping,
-    settle_open_rate,
-    skipping_macs,
-)
 from stepwell.methods.pixels import Pixels
 from stepwell.nets.build import refuse_adders
-from stepwell.nets.files.nested import save
-from stepwell.nets.nested.net import NestedNet
 from stepwell.recipes import flags
-from stepwell.tasks import classification
-from stepwell.tasks.measuring import Measured
+from stepwell.tasks import classification, gates
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Smoothed
 
@@ -88,24 +77,10 @@ def pixels(
     objective = Pixels(
         nested, label_smoothing=training.label_smoothing, **vars(masks), **vars(ablation)
     )
+    target = gates.Target(masks.target, by_macs=True)
     with classification.open_task("pixels", out, loop, arguments, inputs, nested) as task:
         fit(
             objective, task.train, training.optim(), task.run, phase="masks", epochs=training.epochs,
-            validate=classification.validator(nested, task), loop=loop, patience=training.patience,
+            validate=gates.validator(nested, task, target), loop=loop, patience=training.patience,
         )  # fmt: skip
-
-        def decide(net: NestedNet) -> None:
-            macs = skipping_macs(net, task.train.images.size).branches
-            images = images_for_rates(task.train, task.validation)
-            settle_open_rate(net, images, masks.target, macs)
-            if task.validation is not None:  # accuracies of training images would mislead
-                keep_budgets(net, task.validation)
-
-        def measure(net: NestedNet, test: Any) -> Measured:
-            results, seen = measure_skipping(net.cpu(), test, KIND)
-            results[KIND] |= {"target": masks.target}
-            return Measured(results, seen.logits, seen.labels, {net.full: results["costs"]["chosen"]})
-
-        return classification.finish(
-            task, nested, kind=KIND, write=partial(save, kind=KIND), measure=measure, decide=decide
-        )
+        return gates.finish(task, nested, target, kind=KIND)

@@ -8,15 +8,11 @@ import torch
 
 from stepwell.data.image_flags import TrainingImages
 from stepwell.flags import Flags, Hidden, Together, checked, flag
-from stepwell.measure.data_parts import images_for_rates
-from stepwell.measure.skipping import keep_budgets, measure_skipping, settle_open_rate
 from stepwell.methods.skipping import Skipping
 from stepwell.nets.build import refuse_adders
-from stepwell.nets.files.nested import save
-from stepwell.nets.nested.net import NestedNet
 from stepwell.recipes import flags
 from stepwell.tasks import classification
-from stepwell.tasks.measuring import Measured
+from stepwell.tasks import gates as gating
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Smoothed
 
@@ -94,34 +90,16 @@ def skipping(
     method = partial(Skipping, nested, target=gates.target, label_smoothing=training.label_smoothing)
     own_options = vars(ablation)
     aig = gates.method == "aig"
+    target = gating.Target(gates.target) if aig else None
     first = method(**own_options) if aig else method(estimator="straight-through", rate_weight=0.0)
     with classification.open_task("skipping", out, loop, arguments, inputs, nested) as task:
         learn = partial(
             fit, run=task.run, epochs=training.epochs, loop=loop, patience=training.patience,
-            validate=classification.validator(nested, task),
+            validate=gating.validator(nested, task, target),
         )  # fmt: skip
         learn(first, task.train, training.optim(), phase="gates" if aig else "supervised")
         if not aig:
             policy = method(**own_options | {"estimator": "reinforce", "temperature": 1.0})
             batches = task.train.reseeded("policy")
             learn(policy, batches, training.optim(POLICY_RATE), phase="policy")
-        target = {"target": gates.target} if aig else {}
-
-        def decide(net: NestedNet) -> None:
-            if aig:
-                images = images_for_rates(task.train, task.validation)
-                settle_open_rate(net, images, gates.target)
-            if task.validation is not None:  # accuracies of training images would mislead
-                keep_budgets(net, task.validation)
-
-        return classification.finish(
-            task, nested, kind=KIND, write=partial(save, kind=KIND),
-            measure=partial(_measured, target=target), decide=decide,
-        )  # fmt: skip
-
-
-def _measured(net: NestedNet, test: Any, target: dict[str, float]) -> Measured:
-    """Measure the network as its gates decide, and with every block."""
-    results, seen = measure_skipping(net.cpu(), test)
-    results["skipping"] |= target
-    return Measured(results, seen.logits, seen.labels, {net.full: results["costs"]["chosen"]})
+        return gating.finish(task, nested, target, kind=KIND)

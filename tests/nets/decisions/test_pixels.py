@@ -1,6 +1,7 @@
 """Masks of positions: compacted equals masked, masked equals a naive formula, and masks learn."""
 
 import math
+from copy import deepcopy
 from inspect import unwrap
 
 import pytest
@@ -18,6 +19,7 @@ from stepwell.measure.data_parts import ENOUGH, images_for_rates
 from stepwell.measure.skipping import (
     Branch,
     accuracy_at_random,
+    at_open_rate,
     gate_budgets,
     settle_open_rate,
     with_masks_of_others,
@@ -223,6 +225,27 @@ def test_the_work_of_masks_is_set_to_their_target():
     with torch.no_grad():
         open = torch.stack(net.forward_all(x, extras=("open",))[net.full].extras["open"], 1)
     assert float(open.mean(0) @ torch.tensor(costs)) / 8 == pytest.approx(0.3, abs=0.02)
+
+
+def test_the_work_is_at_its_target_within_a_validation_alone():
+    net, x = masked()
+    trained = deepcopy(net.module.state_dict())
+
+    def work():
+        with torch.no_grad():
+            return torch.stack(net.forward_all(x, extras=("open",))[net.full].extras["open"], 1).mean()
+
+    before = work()
+    with at_open_rate(net, [Batch(x, torch.zeros(3))], 0.8):
+        assert float(work()) == pytest.approx(0.8, abs=0.02)
+    assert work() == before != pytest.approx(0.8, abs=0.02)
+    assert_close(net.module.state_dict(), trained, **EXACT)
+
+
+def test_a_block_whose_map_is_too_small_to_split_runs_dense():
+    net, _ = masked()
+    (_, block), *_ = gated_blocks(net.module)
+    assert measure.break_even_of(block, torch.randn(2, block.conv1.in_channels, 1, 1), 0.01) == 0
 
 
 def test_masks_of_another_image_are_those_that_it_has_by_itself():
