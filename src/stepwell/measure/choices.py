@@ -90,7 +90,7 @@ class Observed(NamedTuple):
 
     logits: by row: "chosen", then each choice for all images, cheapest first.
     who: each image's choice; unpriced: without the cost penalty.
-    drawn: the mean share of each choice when drawn as in training, by the softmax of the scores.
+    drawn: the mean share of each choice when drawn by the softmax of the scores.
     """
 
     logits: dict[str, Logits]
@@ -132,7 +132,7 @@ def measure_choices(
         Results as a run's results.json has them, with the row "chosen" in "test" and "costs". Under
         the system's key: "shares" of images by choice, and by "classes"; the mean "cost" as a share of
         the costliest choice; "price", the cost penalty; the network's "budgets"; accuracy and cost
-        "unpriced"; "sampled_cost" of choices drawn as in training; "chooser_macs"; and "controls", see
+        "unpriced"; "sampled_cost" of choices drawn by the softmax of the scores; "chooser_macs"; and "controls", see
         `controls_of`. Then the network's answers.
     """
     seen = observe_choices(net, test, list(costs))

@@ -32,7 +32,8 @@ class Exits:
         exits: places of the exits: NAME=BLOCKS,..., the blocks of each stage, 0 for later stages.
         schedule: joint: all exits train together; frozen: the network trains alone, then the
             exits' heads on top of it (as in DeeBERT).
-        weights: of the exits' losses: equal (as in MSDNet), or depth (as in PABEE: exit j of K has j).
+        weights: of the exits' losses: equal (1 each, as in MSDNet), or depth (as in PABEE: exit j of K
+            has 2 j / (K (K + 1)), in all 1).
         kl: weight of the deepest exit's soft targets for the others.
         temperature: temperature of the soft targets.
         criterion: measure by which the cascade is sure: see `stepwell eval`.

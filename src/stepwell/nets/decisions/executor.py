@@ -37,7 +37,7 @@ def gathered(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 #: The share of a batch's time in one group that a further group must save.
 MARGIN = 0.03
-#: By number of images, the time of a group of so many.
+#: The time of a group, by its number of images.
 GroupTimes = Mapping[int, float]
 
 
