@@ -95,7 +95,8 @@ class Experts(Deciding):
         self.router = nn.Linear(width, count, bias=False)
         self.noise = nn.Linear(width, count, bias=False) if router == "noisy" else None
         if self.noise is None:
-            nn.init.normal_(self.router.weight, std=0.02)
+            # small scores: each weight begins at nearly 1 / E, as `from_plain` assumes
+            nn.init.normal_(self.router.weight, std=1e-3)
         else:
             nn.init.zeros_(self.router.weight)
             nn.init.zeros_(self.noise.weight)
@@ -137,7 +138,8 @@ class Experts(Deciding):
         """Copies of one MLP as every expert, and this part's own router ("sparse upcycling").
 
         With k = 1 the last layer is multiplied by the number of experts E, because the weight of the
-        chosen expert is about 1 / E at first: so the network starts as the plain one.
+        chosen expert is nearly 1 / E at first: so the network starts nearly as the plain one, and with
+        scores of zero ("noisy") exactly so.
         """
         if any(name.startswith("experts.") for name in plain):
             return dict(plain)

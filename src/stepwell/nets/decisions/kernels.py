@@ -165,8 +165,11 @@ def with_kernels(module: nn.Module, *, kernels: int = 0, routing: Routing = "dyn
     """A ResNet whose blocks mix `kernels` in each convolution (0: as it is); see `MixedConv2d`.
 
     "condconv" changes the last stage, "dynamic" all blocks. First layer and shortcuts stay plain.
+    ValueError for another routing without kernels, and as for `MixedConv2d`.
     """
     if not kernels:
+        if routing != "dynamic":
+            raise ValueError("routing is of networks with mixed kernels: give their number, too")
         return module
     stages = [child for name, child in module.named_children() if name.startswith("layer")]
     for stage in stages[-1:] if routing == "condconv" else stages:
