@@ -132,8 +132,8 @@ def measure_choices(
         Results as a run's results.json has them, with the row "chosen" in "test" and "costs". Under
         the system's key: "shares" of images by choice, and by "classes"; the mean "cost" as a share of
         the costliest choice; "price", the cost penalty; the network's "budgets"; accuracy and cost
-        "unpriced"; "sampled_cost" of choices drawn by the softmax of the scores; "chooser_macs"; and "controls", see
-        `controls_of`. Then the network's answers.
+        "unpriced"; "sampled_cost" of choices drawn by the softmax of the scores; "chooser_macs"; and
+        "controls", see `controls_of`. Then the network's answers.
     """
     seen = observe_choices(net, test, list(costs))
     size = test.images.size
