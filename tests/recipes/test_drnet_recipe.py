@@ -194,7 +194,7 @@ def test_the_first_phase_alone_is_always_at_full_size(tmp_path, capsys):
 
 def test_the_doubt_of_the_cheapest_choice_may_decide(tmp_path):
     out = tmp_path / "run"
-    results = train("drnet", out=out, schedule="doubt", gate_fraction=0.25, sizes=(8, 4), **FEW)
+    results = train("drnet", out=out, schedule="doubt", gate_fraction=0.25, **FEW)
     assert phases(out) == ["resolutions", "doubt"]
     net = load_resolution(out)
     x = torch.randn(9, 3, 8, 8)
@@ -206,8 +206,8 @@ def test_the_doubt_of_the_cheapest_choice_may_decide(tmp_path):
     # the cheapest choice costs what the chooser has run, and a costlier one costs that, too
     sizes = [count_macs(net.net.at(s).module, torch.zeros(1, 3, s, s)) for s in net.net.sizes]
     chooser = count_macs(net.chooser, x[:1])
-    assert macs_of_choices(net, 8) == [sizes[0] + chooser, chooser]
-    assert results["drnet"]["chooser_macs"] == chooser > sizes[1]
+    assert macs_of_choices(net, 8) == [sizes[0] + chooser, sizes[1] + chooser, chooser]
+    assert results["drnet"]["chooser_macs"] == chooser > sizes[2]
     net.price.fill_(0.01)  # shares of all choices
     loop = export_resolution(net, tmp_path / "onnx", Sample(x, "noise"))
     assert loop["parity"]

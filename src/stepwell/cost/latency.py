@@ -166,8 +166,3 @@ def synchronised(output: Shaped[Tensor, "..."]) -> Tensor:
     if output.is_cuda:
         torch.cuda.synchronize(output.device)
     return output
-
-
-def waiting(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The same call, which ends when its device has computed the result."""
-    return lambda: synchronised(call())

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepwell.cost import count_macs, measure_latencies
-from stepwell.cost.latency import waiting
 from stepwell.data import Batches
 from stepwell.data.tokens import TextBatches
 from stepwell.evaluation import gather_logits
@@ -145,7 +144,8 @@ def break_even_of(layer: Experts, tokens: int, seconds: float) -> float:
     count, k = len(layer.experts), layer.top_k
     x = torch.randn(tokens, like.shape[1], generator=generator).to(like)
     weights, who = (v.to(like.device) for v in torch.rand(tokens, count, generator=generator).topk(k))
-    call = partial(mixture, x, who, weights.to(like), [*layer.experts])
-    calls = {"sorted": waiting(call), "all": waiting(partial(call, {tokens: 0.0}))}
+    call = partial(mixture, who=who, weights=weights.to(like), parts=[*layer.experts])
+    runs = {"sorted": call, "all": partial(call, break_even={tokens: 0.0})}
+    calls = {name: partial(speed.run_each, run, [x]) for name, run in runs.items()}
     times = measure_latencies(calls, seconds=seconds, warmup=2, least=5, rounds=2)
     return min(1.0, k / count * times["all"].ms / times["sorted"].ms)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepwell.cost import cost_of, count_macs, mean_of_medians, measure_latencies, time_each
-from stepwell.cost.latency import marked, waiting
+from stepwell.cost.latency import marked
 from stepwell.data import Batches
 from stepwell.evaluation import Tally, gather_logits
 from stepwell.evaluation.cost_penalty import Priced, front
@@ -130,11 +130,12 @@ def break_even_of(block: Gated, x: Tensor, seconds: float) -> float:
     decisions = {block.share_of(d, x): d for d in (block.some(x, share) for share in SHARES)}
     if len(decisions) < 2 or max(decisions) == 1:  # on tiny maps, some positions are all
         return 0.0
-    calls = {str(share): partial(block.run, base, x, decision) for share, decision in decisions.items()}
+    run = partial(block.run, base, x)
+    calls = {str(share): partial(speed.run_each, run, [d]) for share, d in decisions.items()}
     # at a break-even of 0, any decision makes the form dense
-    calls["dense"] = partial(block.run, base, x, decisions[max(decisions)], {len(x): 0.0})
-    ended = {name: waiting(call) for name, call in calls.items()}
-    times = measure_latencies(ended, seconds=seconds, warmup=2, least=5, rounds=2)
+    dense = partial(run, break_even={len(x): 0.0})
+    calls["dense"] = partial(speed.run_each, dense, [decisions[max(decisions)]])
+    times = measure_latencies(calls, seconds=seconds, warmup=2, least=5, rounds=2)
     shares = torch.tensor([[1.0, share] for share in decisions], dtype=torch.float64)
     ms = torch.tensor([[times[str(share)].ms] for share in decisions], dtype=torch.float64)
     start, slope = torch.linalg.lstsq(shares, ms).solution[:, 0].tolist()
@@ -224,8 +225,8 @@ def at_open_rate(
     """Let the mean open rate be `target`, as by `settle_open_rate`; then the gates are as before."""
     biases = _biases(net)
     trained = [bias.detach().clone() for bias in biases]
-    settle_open_rate(net, batches, target, costs, most)
     try:
+        settle_open_rate(net, batches, target, costs, most)
         yield
     finally:
         with torch.no_grad():

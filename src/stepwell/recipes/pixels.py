@@ -10,7 +10,7 @@ from stepwell.flags import Flags, Hidden, Together, checked
 from stepwell.methods.pixels import Pixels
 from stepwell.nets.build import refuse_adders
 from stepwell.recipes import flags
-from stepwell.tasks import classification, gates
+from stepwell.tasks import classification, gating
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Smoothed
 
@@ -77,10 +77,10 @@ def pixels(
     objective = Pixels(
         nested, label_smoothing=training.label_smoothing, **vars(masks), **vars(ablation)
     )
-    target = gates.Target(masks.target, by_macs=True)
+    target = gating.Target(masks.target, by_macs=True)
     with classification.open_task("pixels", out, loop, arguments, inputs, nested) as task:
         fit(
             objective, task.train, training.optim(), task.run, phase="masks", epochs=training.epochs,
-            validate=gates.validator(nested, task, target), loop=loop, patience=training.patience,
+            validate=gating.validator(nested, task, target), loop=loop, patience=training.patience,
         )  # fmt: skip
-        return gates.finish(task, nested, target, kind=KIND)
+        return gating.finish(task, nested, target, kind=KIND)

@@ -1,6 +1,5 @@
 """Train a recurrent network that skips the tokens that its state does not need."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -9,7 +8,6 @@ import torch
 
 from stepwell.data.image_flags import Images
 from stepwell.data.text_files import TextFiles
-from stepwell.data.tokens import TextBatches
 from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.measure.sequences import Pick, accuracy_with, measure_sequences
 from stepwell.measure.text import SEQUENCE
@@ -104,33 +102,24 @@ def sequences(
         **vars(ablation),
     )  # fmt: skip
 
-    def own_pick() -> Pick | None:
-        if ablation.pick not in PICKS:
-            return None
+    picked = ablation.pick in PICKS
+
+    def own_pick() -> Pick:  # draws alike each time
         draw = torch.Generator().manual_seed(training.seed)
         return partial(PICKS[ablation.pick], rate=ablation.rate, draw=draw)
 
     def measure(net: NestedNet, test: Any) -> Measured:
-        results, seen = measure_sequences(net.cpu(), test, own_pick())
+        results, seen = measure_sequences(net.cpu(), test, own_pick() if picked else None)
         return Measured(results, seen.logits, seen.labels, {net.full: results["costs"]["chosen"]})
 
     with text.open_task("sequences", out, loop, arguments, inputs, nested) as task:
         part = task.validation
         validate = text.validator(nested, task)
-        if part is not None and ablation.pick in PICKS:
-            validate = partial(_validated, nested, part, own_pick)
+        if picked and part is not None:  # the gate has learned nothing
+            validate = lambda: {"chosen/accuracy": accuracy_with(nested, part, own_pick())}  # noqa: E731
         fit(
             objective, task.train, training.optim(), task.run, phase="skips", epochs=training.epochs,
             validate=validate, loop=loop, patience=training.patience,
         )  # fmt: skip
         results: dict[str, Any] = text.finish(task, nested, kind=SEQUENCE, measure=measure)
         return results
-
-
-def _validated(
-    net: NestedNet, part: TextBatches, own_pick: Callable[[], Pick | None]
-) -> dict[str, float]:
-    """The accuracy by the pick that stands for the gate, drawn alike each time."""
-    pick = own_pick()
-    assert pick is not None
-    return {"chosen/accuracy": accuracy_with(net, part, pick)}

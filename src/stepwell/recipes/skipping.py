@@ -11,8 +11,7 @@ from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods.skipping import Skipping
 from stepwell.nets.build import refuse_adders
 from stepwell.recipes import flags
-from stepwell.tasks import classification
-from stepwell.tasks import gates as gating
+from stepwell.tasks import classification, gating
 from stepwell.training import Loop, fit
 from stepwell.training.optimisation import Smoothed
 

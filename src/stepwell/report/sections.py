@@ -58,7 +58,7 @@ def balanced_words(record: RunRecord, row: str) -> str:
     balanced = record.score(row, "balanced_accuracy")
     if balanced is None:
         return ""
-    return f", {as_percent(balanced)} in the mean over the classes, whose sizes differ"
+    return f", {as_percent(balanced)} in the mean over the classes, which differ in size"
 
 
 def lead(record: RunRecord, colours: Colours) -> str:

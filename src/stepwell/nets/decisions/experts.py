@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 from torch.special import ndtr
 
+from stepwell.losses.precision import in_full_precision
 from stepwell.nets.decisions.deciding import Deciding, deciding_parts, drawn_anew, like_block
 from stepwell.nets.decisions.estimators import refuse_in_graphs
 from stepwell.nets.decisions.executor import mixture
@@ -104,11 +105,11 @@ class Experts(Deciding):
     def route(self, x: Tokens) -> Routes:
         """Choose the experts of each token; noise is drawn in training only."""
         rows = x.flatten(0, -2)
-        clean = scores = _scores(self.router, rows)
+        clean = scores = _scores(rows, self.router.weight)
         spread = None
         if self.noise is not None and self.training:
             refuse_in_graphs()
-            spread = softplus(_scores(self.noise, rows))
+            spread = softplus(_scores(rows, self.noise.weight))
             scores = clean + torch.randn_like(clean) * spread
         best, order = scores.topk(min(self.top_k + 1, len(self.experts)), 1)
         who = order[:, : self.top_k]
@@ -154,17 +155,11 @@ class Experts(Deciding):
         }
 
 
-def _scores(layer: nn.Linear, rows: Float[Tensor, "tokens _"]) -> Float[Tensor, "tokens experts"]:
-    """A linear layer in 32 bits at least, whatever autocast says.
-
-    A router in half precision is unstable (Fedus et al. 2021).
-    """
-    device = rows.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return _scores(layer, rows)
-    half = (torch.bfloat16, torch.float16)
-    rows, weight = (t.float() if t.dtype in half else t for t in (rows, layer.weight))
+@in_full_precision
+def _scores(
+    rows: Float[Tensor, "tokens _"], weight: Float[Tensor, "experts _"]
+) -> Float[Tensor, "tokens experts"]:
+    """The scores of a linear router; one in half precision is unstable (Fedus et al. 2021)."""
     return linear(rows, weight)
 
 

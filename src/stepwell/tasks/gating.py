@@ -1,4 +1,4 @@
-"""What recipes of gates and of masks share: validation at the target, and the results of a run."""
+"""Validate and finish a training whose gates or masks let only a share of a network run."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,20 +24,20 @@ FEW = 256
 
 
 class Target(NamedTuple):
-    """The mean share that runs: of the gates, or with `by_macs` of the MACs of their blocks."""
+    """The mean share of the blocks that runs; with `by_macs`, each counts by its MACs."""
 
     share: float
     by_macs: bool = False
 
     def costs(self, net: NestedNet, size: int) -> tuple[int, ...] | None:
-        """Weights of the gates in the mean, for images of `size` pixels; None if they are equal."""
+        """The MACs of each block for images of `size` pixels; None if all blocks count alike."""
         return skipping_macs(net, size).branches if self.by_macs else None
 
 
 def validator(
     net: NestedNet, task: Task[Batches], target: Target | None
 ) -> Callable[[], dict[str, float]] | None:
-    """As `measuring.validator`; with a target, the open rate is there, as that of the trained network.
+    """As `measuring.validator`, but at the target: the trained network will run that share, too.
 
     Else the best epoch would often be one in which more blocks run than in the others.
     """
@@ -45,9 +45,10 @@ def validator(
     if validate is None or target is None:
         return validate
 
+    costs = target.costs(net, task.train.images.size)
+
     def at_target() -> dict[str, float]:
         images = images_for_rates(task.train, task.validation)
-        costs = target.costs(net, task.train.images.size)
         with at_open_rate(net, images, target.share, costs, most=FEW):
             return validate()
 
