@@ -55,9 +55,9 @@ def ran(command, **_):
     assert process.returncode == 0, err
 
 
-#: The one exports four networks, which tests of the export do with smaller ones; the other starts six
-#: processes, where `test_serve_command` has a server under load.
-LONG = ("dynamic_graphs", "serve")
+#: Those of more than six seconds. Tests of kernels, of each network that decides and of the server run
+#: the same code on less.
+LONG = ("adder", "dynamic", "dynamic_graphs", "dynamic_places", "freed_memory", "serve")
 
 
 @pytest.mark.parametrize(

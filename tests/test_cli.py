@@ -680,6 +680,7 @@ def taught(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_what_the_page_on_fidelity_shows_runs(stepwell, taught, monkeypatch):
     page = FIDELITY.read_text()
     monkeypatch.chdir(taught)
@@ -711,6 +712,7 @@ def test_what_the_page_on_fidelity_shows_runs(stepwell, taught, monkeypatch):
     exec(compile(code, "fidelity.md", "exec"), names | {"batches": [library.Batch(z, labels)]})
 
 
+@pytest.mark.long
 def test_what_the_page_on_distillation_shows_runs(stepwell, image_folder, tmp_path, monkeypatch):
     page = (Path(__file__).parents[1] / "docs" / "distillation.md").read_text()
     for folder in ("extra", "photos"):
@@ -746,6 +748,7 @@ def test_what_the_page_on_distillation_shows_runs(stepwell, image_folder, tmp_pa
     exec(compile(code, "distillation.md", "exec"), {})
 
 
+@pytest.mark.long
 def test_a_teacher_is_the_same_by_every_name(stepwell, taught, odd_files, tmp_path):
     run = shutil.copytree(taught / "runs" / "student", tmp_path / "student")
     teacher, control = (taught / "runs" / name for name in ("teacher", "control"))
@@ -1402,7 +1405,7 @@ def test_the_options_for_studies_are_these():
         "drnet": "mixing explore temperature cost_weight slack norms chooser_rate",
         "netgraft": "start statistics adaption_lr trace",
         "bert": "shuffled",
-        "pkkd": "local_rate gradient_factor gradient normed_logits everywhere convolutional",
+        "pkkd": "gradient_factor gradient normed_logits everywhere convolutional",
         "pseudo": "plain_fusion no_mask",
     }
     for recipe, options in expected.items():

@@ -234,6 +234,7 @@ def test_a_quick_study_of_exits_sets_cascades_of_its_network(tmp_path):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.long
 def test_a_quick_study_of_masks_adds_them_to_a_trained_network(tmp_path):
     arms, few = (pixels.MASKS,), {"part": "1/12"}
     result, _ = verify_system("pixels", few, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)
@@ -241,6 +242,7 @@ def test_a_quick_study_of_masks_adds_them_to_a_trained_network(tmp_path):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.long
 def test_a_quick_study_of_texts_sets_cascades_of_its_encoder(tmp_path):
     arms = (textexits.PATIENCE,)
     result, _ = verify_system(
@@ -298,6 +300,7 @@ def test_frames_are_compared_with_even_ones_and_all():
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.long
 def test_a_quick_study_of_frames_trains_its_arms(tmp_path):
     arms = (frames.POLICY,)
     result, _ = verify_system("frames", {}, quick=True, seeds=1, workers=1, folder=tmp_path, arms=arms)

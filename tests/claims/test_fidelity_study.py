@@ -160,6 +160,7 @@ def test_images_as_the_student_saw_them_are_those_of_its_own_training(verified, 
     assert "seen/accuracy" not in found
 
 
+@pytest.mark.long
 def test_students_of_more_images_take_as_many_steps(verified, tmp_path):
     """A fifth of every batch is made or of another domain, in a fifth fewer passes."""
     _, folder, _ = verified

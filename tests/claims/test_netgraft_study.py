@@ -112,7 +112,9 @@ def test_numbers_are_means_over_initial_values_of_one_draw(train_few, tmp_path):
     assert "spread" not in train_few("one", seed=2, method="labels")["test"]
 
 
-@pytest.mark.parametrize(("student", "blocks"), [(SLIM, 2), (SLIMMER, 3)])
+@pytest.mark.parametrize(
+    ("student", "blocks"), [(SLIM, 2), pytest.param(SLIMMER, 3, marks=pytest.mark.long)]
+)
 def test_all_ways_take_as_many_steps_and_see_the_same_views(train_few, tmp_path, student, blocks):
     """30 views in batches of 8 are 4 steps an epoch, of which no phase is a multiple."""
     length = {"graft_steps": 9, "join_steps": 2, "batch_size": 8, "views": 3}

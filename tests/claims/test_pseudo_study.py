@@ -95,6 +95,7 @@ def quick():
         yield
 
 
+@pytest.mark.long
 def test_all_arms_of_a_quick_run_take_equal_steps(quick, tmp_path):
     arms = [PSEUDO, PKD, UNLABELLED, SAME]
     record, page = verify_system(

@@ -38,7 +38,11 @@ def halfway(net, x, **options):
 
 
 @pytest.mark.parametrize(
-    ("name", "places"), [("resnet14", [(2, 0, 0), (2, 2, 0)]), ("msdnet10", [(1, 0, 0, 0)])]
+    ("name", "places"),
+    [
+        ("resnet14", [(2, 0, 0), (2, 2, 0)]),
+        pytest.param("msdnet10", [(1, 0, 0, 0)], marks=pytest.mark.long),
+    ],
 )
 def test_the_graph_answers_as_the_cascade(name, places, tmp_path):
     net = with_exits(name, places)

@@ -145,7 +145,7 @@ def test_the_local_rate_acts_on_the_filters_of_adder_layers_alone(batch):
     layers = {f"net.module.{n}.weight" for n in adder_layers(objective.net.module)}
     silent = next(iter(layers))
     objective.get_parameter(silent).grad.zero_()
-    prepare = with_local_rates(sgd(0.1)).prepare
+    prepare = with_local_rates(sgd(0.1), 0.2).prepare
     prepare(objective)
     for name, parameter in objective.named_parameters():
         if name == silent:

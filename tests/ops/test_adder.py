@@ -373,6 +373,7 @@ def test_a_file_under_the_right_name_that_is_no_library_is_made_anew(home):
 
 
 def test_a_compiler_that_writes_no_library_leaves_torch_and_nothing_behind(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # asked for its version, it writes a file of that name
     compiler = tmp_path / "a compiler"  # whose path has a blank
     compiler.write_text('#!/bin/sh\nfor last; do :; done\necho garbage > "$last"\n')
     compiler.chmod(0o755)

@@ -232,6 +232,7 @@ def deit_short(pretrained=False, **options):
     return timm.create_model("deit_tiny_patch16_224", depth=1, embed_dim=24, num_heads=2, **options)
 
 
+@pytest.mark.long
 def test_a_vision_transformer_has_positions_for_each_resolution(tmp_path):
     options = {"net": "timm/deit_short", "sizes": (32, 16), "part": "1/30"}
     first = train("drnet", out=tmp_path / "run", **FEW | options)

@@ -132,7 +132,9 @@ def test_norms_with_frozen_statistics_have_seen_every_view_once(graft, tmp_path)
         assert seen == {2} if statistics == "frozen" else min(seen) > 2
 
 
-@pytest.mark.parametrize(("statistics", "stops"), [("batch", (1, 7)), ("frozen", (7,))])
+@pytest.mark.parametrize(
+    ("statistics", "stops"), [("batch", (1, 7)), pytest.param("frozen", (7,), marks=pytest.mark.long)]
+)
 def test_a_run_that_was_stopped_ends_the_same(graft, tmp_path, statistics, stops):
     graft = partial(graft, statistics=statistics)
     graft("whole")

@@ -162,6 +162,7 @@ def test_every_command_takes_the_run(run, data, tmp_path, capsys, monkeypatch):
     assert any(f"<blockquote>{row[0]}</blockquote>" in page for row in texts(60, seed=1))
 
 
+@pytest.mark.long
 def test_fidelity_is_measured_on_texts_as_on_images(run, data, tmp_path, capsys):
     """Against the full net, against another run with a control; and what cannot be compared."""
     own = tmp_path / "run"
@@ -855,6 +856,7 @@ def test_another_teacher_or_validation_file_is_noticed_on_resume(run, data, tmp_
         train("bert", **call)
 
 
+@pytest.mark.long
 def test_the_pages_commands_and_snippets_run(run, deep, data, tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[2] / "docs" / "text.md").read_text()
     monkeypatch.chdir(tmp_path)

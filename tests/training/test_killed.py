@@ -112,6 +112,7 @@ def test_a_run_killed_again_and_again_ends_bit_identical(whole, tmp_path):
     same_result(out, whole)
 
 
+@pytest.mark.long
 def test_a_run_of_two_phases_killed_in_each_ends_bit_identical(tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "run"
     finish(whole, "two-phase")

@@ -21,6 +21,7 @@ CONVOLUTION, ADDER = "convolution alone", "adder alone"
 PKKD, PROGRESSIVE, FIXED = "PKKD", "soft targets of the twin", "soft targets of a trained network"
 CONTROL = "PKKD of a convolution"
 RAW, KERNELS = "PKKD, features without kernels", "PKKD, kernels without maps"
+ADDERNET = "adder, AdderNet's local rate"
 PLAIN, LARGE, HUGE = (
     "adder, no local rate", "adder, filters' gradient × 100", "adder, filters' gradient × 10,000"
 )  # fmt: skip
@@ -48,6 +49,7 @@ ARMS: dict[str, Arm] = {
     CONTROL: taught(convolutional=True),
     RAW: taught(features="raw"),
     KERNELS: taught(features="kernel"),
+    ADDERNET: ablated(local_rate=0.2),
     PLAIN: ablated(local_rate=0.0),
     LARGE: ablated(local_rate=0.0, gradient_factor=100.0),
     HUGE: ablated(local_rate=0.0, gradient_factor=10_000.0),
@@ -97,6 +99,8 @@ CLAIMS = [
     above("kernels", "Kernels are better than raw features", "two kernels (abstract of PKKD)", KERNELS,
           RAW),
     above("maps", "Linear maps behind the kernels help", "as above", PKKD, KERNELS),
+    above("rate", "A local rate of 2 is better than AdderNet's, 0.2", "0.2, for 400 epochs (AdderNet)",
+          ADDER, ADDERNET),
     *[above(f"parts/{i}", text, paper, ADDER, arm)
       for i, (arm, text, paper) in enumerate((
           (PLAIN, "Adder networks need the local rate: better than the filters' own gradient",
@@ -136,7 +140,8 @@ STUDY = Study(
                  (CONVOLUTION, ADDER, PKKD, PROGRESSIVE, FIXED, CONTROL),
                  ("convolution", "gap", "progressive")),
         Question("Which features?", (PROGRESSIVE, RAW, KERNELS, PKKD), ("kernels", "maps")),
-        Question("Which parts does an adder network need?", (ADDER, "adder, *"), ("parts/*",)),
+        Question("Which parts does an adder network need?", (ADDER, "adder, *"),
+                 ("rate", "parts/*")),
     ],
     plot=Plot(Axis("processor seconds of training, with the twin"), Axis("test accuracy, %", 100), {
         title: [Point(arm, "cpu_seconds", f"{DEPTH}/accuracy") for arm in arms]

@@ -1,6 +1,8 @@
 """A network that chooses as ONNX: a small graph a choice, one for the chooser, and the weights once.
 
-The host only loops: score, choose, run equal choices together. onnxruntime is all that it needs.
+The host only loops: score, choose, run equal choices together. onnxruntime is all that it needs. A
+chooser that scores by how sure a choice is reads the logits of this choice, which runs first, for all
+images.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -9,34 +11,70 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stepwell.export import folder as folders
 from stepwell.export.check import Sample, compare_answers
+from stepwell.export.interface import INTERFACES, Interface
 from stepwell.export.onnx import require_onnx, write_onnx
 from stepwell.export.opening import exported_state, sessions_of
 from stepwell.files import read_json
 from stepwell.nets.decisions.choosing import ChoosingNet
+from stepwell.nets.decisions.estimators import Scores
 from stepwell.nets.decisions.executor import gathered, groups
+from stepwell.nets.decisions.path_gate import PathGate
 from stepwell.nets.files.container import state_digest
 from stepwell.nets.files.onnx import runner
 from stepwell.nets.nested.cascade import Answer
 from stepwell.types import Images, Logits
 
 CHOOSER = "chooser.onnx"
+#: The chooser's input, where it scores by how sure a choice is.
+OF_LOGITS = Interface(("choice_logits",), (("batch",),), lambda plain, x: (x,))
 
 
 class Graph(NamedTuple):
     """A graph to write.
 
     file: its name. plain: the network. metadata: for the file. names: the stored name of each tensor
-    that it reads from the shared weights.
+    that it reads from the shared weights. interface: its inputs. inputs: a batch to check it on, in
+    place of the sample's images.
     """
 
     file: str
     plain: nn.Module
     metadata: dict[str, Any]
     names: dict[str, str]
+    interface: Interface = INTERFACES["image"]
+    inputs: Tensor | None = None
+
+
+class DoubtGraph(nn.Module):
+    """A gate by doubt as a network of the logits of the choice that it looks at."""
+
+    def __init__(self, chooser: PathGate) -> None:
+        super().__init__()
+        self.gate = chooser.gate
+        self.scores_of = chooser.scores
+
+    def forward(self, logits: Logits) -> Scores:
+        """Score each choice."""
+        return self.scores_of(logits)
+
+
+@torch.inference_mode()
+def doubt_graph(
+    net: ChoosingNet, sample: Sample, metadata: dict[str, Any], names: dict[str, str]
+) -> Graph:
+    """Give the graph of a gate by doubt, which reads the logits of the choice that it looks at.
+
+    Args:
+        names: the stored name of each tensor of the gate, by its name in the chooser.
+    """
+    chooser = net.chooser
+    assert isinstance(chooser, PathGate)
+    logits = net.plain(chooser.looks_at).cpu().eval()(sample.images)
+    return Graph(CHOOSER, DoubtGraph(chooser), metadata, names, OF_LOGITS, logits)
 
 
 def export_choices(
@@ -63,13 +101,15 @@ def export_choices(
         "costs": net.costs.tolist(),
         "budgets": [{"price": b.price, "macs": b.macs, "accuracy": b.accuracy} for b in net.budgets],
     }
+    if isinstance(net.chooser, PathGate) and net.chooser.doubt:
+        record["chooser_reads"] = net.names[net.chooser.looks_at]
     with folders.put_in_place(folder, record, own=own) as (place, before):
         weights = folders.named_by_content(save(place / "net.safetensors"))
         record["weights"] = folders.weights_record(net.nested, weights)
         rows = []
         for graph in graphs:
             say(f"writing {graph.file}")
-            rows.append(_write(*graph, weights, sample))
+            rows.append(_write(graph, weights, sample))
         loop = OpenChoices(place, record)
         words = "the exported graphs in their loop"
         record["parity"] = compare_answers(net.cpu().eval().answer, loop, sample, words)
@@ -77,17 +117,17 @@ def export_choices(
     return record | {"files": rows}
 
 
-def _write(
-    name: str, plain: nn.Module, metadata: dict[str, Any], names: dict[str, str], weights: Path,
-    sample: Sample,
-) -> dict[str, Any]:  # fmt: skip
+def _write(graph: Graph, weights: Path, sample: Sample) -> dict[str, Any]:
     """Write one graph, check it, and describe the file."""
-    file = weights.parent / name
-    parity = write_onnx(plain, file, sample.images, metadata, names, weights)
+    file = weights.parent / graph.file
+    inputs = sample.images if graph.inputs is None else graph.inputs
+    parity = write_onnx(
+        graph.plain, file, inputs, graph.metadata, graph.names, weights, graph.interface
+    )
     return {
-        "choice": metadata["choice"], "format": "onnx", "file": file.name,
+        "choice": graph.metadata["choice"], "format": "onnx", "file": file.name,
         "bytes": file.stat().st_size, "weights": weights.name,
-        "weights_bytes": folders.bytes_of(weights, names.values()),
+        "weights_bytes": folders.bytes_of(weights, graph.names.values()),
         "parity": parity._asdict() | {"part": sample.part},
     }  # fmt: skip
 
@@ -120,7 +160,12 @@ class OpenChoices:
         self.classes = len(index["classes"])
         self.names = tuple(file.removesuffix(".onnx") for file in index["choices"])
         paths = [folder / file for file in (CHOOSER, *index["choices"])]
-        self._chooser, *self._graphs = map(runner, sessions_of(paths, share=share))
+        chooser, *graphs = sessions_of(paths, share=share)
+        read = index.get("chooser_reads")
+        #: The index of the choice whose logits the chooser reads; None: it takes the images.
+        self.looks_at = None if read is None else self.names.index(read)
+        self._chooser = runner(chooser) if read is None else runner(chooser, OF_LOGITS.names)
+        self._graphs = [*map(runner, graphs)]
 
     def at(self, images: Images, name: str) -> Logits:
         """The logits of a batch at one choice."""
@@ -131,6 +176,10 @@ class OpenChoices:
         images = torch.as_tensor(images)
         if not len(images):
             return Answer(torch.empty(0, self.classes), torch.empty(0, dtype=torch.long))
-        who = (self._chooser(images) - self.price * self.costs).argmax(1)
-        parts = ((rows, self._graphs[i](images[rows])) for i, rows in groups(who, len(self._graphs)))
-        return Answer(gathered([*parts]), who)
+        looked = images if self.looks_at is None else self._graphs[self.looks_at](images)
+        who = (self._chooser(looked) - self.price * self.costs).argmax(1)
+        parts = [
+            (rows, looked[rows] if i == self.looks_at else self._graphs[i](images[rows]))
+            for i, rows in groups(who, len(self._graphs))
+        ]
+        return Answer(gathered(parts), who)

@@ -5,7 +5,6 @@ Every graph takes images of full size and resizes them itself, by two products w
 """
 
 from collections.abc import Callable, Iterator
-from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from stepwell.export.check import Sample
-from stepwell.export.choices import CHOOSER, Graph, export_choices
+from stepwell.export.choices import CHOOSER, Graph, doubt_graph, export_choices
 from stepwell.export.subnet import about
 from stepwell.nets.decisions.path_gate import PathGate
 from stepwell.nets.files.nested import BESIDE
@@ -80,15 +79,12 @@ def _graphs(net: ResolutionNet, sample: Sample, card: dict[str, Any]) -> Iterato
         metadata = card | {"depth": depth, "resolution": size, "choice": name}
         yield Graph(f"{name}.onnx", plain, metadata, names)
     chooser, metadata = net.chooser, card | {"choice": "chooser", "scores": list(net.names)}
-    names = {f"net.{k}": f"{BESIDE}chooser/{k}" for k in chooser.state_dict()}
-    if isinstance(chooser, Chooser):
-        yield Graph(CHOOSER, Resized(Scores(chooser), full, chooser.size), metadata, names)
+    names = {k: f"{BESIDE}chooser/{k}" for k in chooser.state_dict()}
+    if not isinstance(chooser, Chooser):
+        yield doubt_graph(net, sample, metadata, names)
         return
-    assert isinstance(chooser, PathGate)
-    inside = copy(chooser)
-    inside.steps = chooser.steps[1:]  # the graph resizes by itself
-    size = net.choices[chooser.looks_at].size
-    yield Graph(CHOOSER, Resized(inside.alone(), full, size), metadata, names)
+    inside = {f"net.{k}": name for k, name in names.items()}
+    yield Graph(CHOOSER, Resized(Scores(chooser), full, chooser.size), metadata, inside)
 
 
 def _stored(name: str) -> str:

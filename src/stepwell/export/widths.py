@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwell.export.check import Sample
-from stepwell.export.choices import CHOOSER, Graph, export_choices
+from stepwell.export.choices import CHOOSER, Graph, doubt_graph, export_choices
 from stepwell.export.subnet import about
 from stepwell.nets.decisions.path_gate import PathGate
 from stepwell.nets.decisions.widths import WidthNet
@@ -26,7 +26,7 @@ def export_widths(
     is left apart.
     """
     card = about(net.nested, net.nested.full)
-    graphs, save = _graphs(net, card), partial(save_widths, net)
+    graphs, save = _graphs(net, sample, card), partial(save_widths, net)
     times = net.times
     try:
         net.times = {}
@@ -35,10 +35,13 @@ def export_widths(
         net.times = times
 
 
-def _graphs(net: WidthNet, card: dict[str, Any]) -> Iterator[Graph]:
+def _graphs(net: WidthNet, sample: Sample, card: dict[str, Any]) -> Iterator[Graph]:
     for i, name in enumerate(net.names):
         names = net.nested.stored_names(name)
         yield Graph(f"{name}.onnx", net.plain(i), card | {"depth": name, "choice": name}, names)
-    assert isinstance(net.chooser, PathGate)
-    metadata = card | {"choice": "chooser", "scores": list(net.names)}
-    yield Graph(CHOOSER, net.chooser.alone(), metadata, {})
+    chooser, metadata = net.chooser, card | {"choice": "chooser", "scores": list(net.names)}
+    assert isinstance(chooser, PathGate)
+    if chooser.doubt:
+        yield doubt_graph(net, sample, metadata, {})
+        return
+    yield Graph(CHOOSER, chooser.alone(), metadata, {})

@@ -14,7 +14,7 @@ from stepwell.ops.adder import Gradient
 from stepwell.recipes import flags
 from stepwell.tasks import adders, classification
 from stepwell.training import Loop, fit
-from stepwell.training.optim import with_local_rates
+from stepwell.training.optim import LOCAL_RATE, with_local_rates
 from stepwell.training.optimisation import Optimisation
 
 
@@ -35,11 +35,22 @@ class Twin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdderLayers:
+    """Training of the adder layers.
+
+    Attributes:
+        local_rate: root mean square of each layer's filter gradient (AdderNet: 0.2); 0: as it is.
+    """
+
+    TITLE: ClassVar = "adder layer"
+    local_rate: Annotated[float, flag("X")] = LOCAL_RATE
+
+
+@dataclass(frozen=True, kw_only=True)
 class PkkdAblation(Together):
     """Options for studies.
 
     Attributes:
-        local_rate: root mean square of each filter gradient; 0: the gradient itself.
         gradient_factor: of these gradients, where the local rate is 0.
         gradient: of the adder layers, as for `adder_conv2d`.
         normed_logits: normalise the logits over the batch.
@@ -47,7 +58,6 @@ class PkkdAblation(Together):
         convolutional: the student is a convolutional network like the twin, from another random start.
     """
 
-    local_rate: float = 0.2
     gradient_factor: float = 1.0
     gradient: Gradient = "clipped"
     normed_logits: bool = True
@@ -62,6 +72,7 @@ def pkkd(
     net: flags.Net = "resnet20",
     stem: flags.Stem = "auto",
     twin: Flags[Twin] = Twin(),
+    adding: Flags[AdderLayers] = AdderLayers(),
     images: Flags[TrainingImages] = TrainingImages(),
     training: Flags[Optimisation] = Optimisation(),
     loop: Flags[Loop] = Loop(clip=0.0),
@@ -78,7 +89,7 @@ def pkkd(
     """
     training = classification.settled(training)
     arguments = checked(locals())
-    if ablation.local_rate and ablation.gradient_factor != 1:
+    if adding.local_rate and ablation.gradient_factor != 1:
         raise ValueError("gradient_factor is for local_rate=0: the local rate sets the gradients' size")
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net)
@@ -89,7 +100,7 @@ def pkkd(
     other, _ = classification.start_network(splits, net, stem=stem)
     inputs = classification.prepare(splits, images, training)
     objective = ProgressiveKernelKD(nested, other, convolutional=ablation.convolutional, **vars(twin))
-    optim = with_local_rates(training.optim(), ablation.local_rate, ablation.gradient_factor)
+    optim = with_local_rates(training.optim(), adding.local_rate, ablation.gradient_factor)
     with classification.open_task("pkkd", out, loop, arguments, inputs, nested) as task:
         fit(
             objective, task.train, optim, task.run, phase="train", loop=loop, epochs=training.epochs,

@@ -83,7 +83,8 @@ def test_small_maps_under_autocast_are_convolved_in_float32():
 
 
 @pytest.mark.parametrize(("name", "routing", "layers"), [
-    ("resnet8", "dynamic", 6), ("resnet8", "condconv", 2), ("resnet26", "condconv", 6),
+    ("resnet8", "dynamic", 6), ("resnet8", "condconv", 2),
+    pytest.param("resnet26", "condconv", 6, marks=pytest.mark.long),
 ])  # fmt: skip
 def test_a_batch_equals_its_images_alone_and_the_network_its_file_and_graph(
     name, routing, layers, tmp_path

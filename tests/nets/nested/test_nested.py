@@ -92,7 +92,14 @@ def test_a_plain_network_of_the_depth_takes_the_weights():
     assert_close(plain(x), net(x, "14"), **EXACT)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnet50",
+        *[pytest.param(n, marks=pytest.mark.long) for n in ("resnet34", "resnet101")],
+    ],
+)
 def test_torchvision_loads_full_net_and_subnets(name):
     import torchvision
 
