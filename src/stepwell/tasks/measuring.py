@@ -19,7 +19,6 @@ from stepwell.device import device_name
 from stepwell.evaluation import gather_logits, tally
 from stepwell.files import write_whole
 from stepwell.measure.cascade import calibrate_cascade, cascade_curve, measure_cascade
-from stepwell.measure.data_parts import in_random_order
 from stepwell.measure.depths import (
     Examples,
     accuracy_on,
@@ -74,16 +73,17 @@ def validator(
 
 
 def settle(net: NestedNet, train: Batches, images: int | None = None) -> None:
-    """Replace the norms' statistics by those of training images without augmentation.
+    """Replace the norms' statistics by those of training images, augmented as in training.
 
     The filters of adder layers change fast, and the moving averages of training lag behind: after a
-    short training, the same weights are far less accurate with them.
+    short training, the same weights are far less accurate with them. Images without augmentation
+    would be known by heart, so their statistics are not those of new images.
 
     Args:
         images: most images to take, in whole batches; by default all.
     """
     most = None if images is None else -(-images // train.batch_size)
-    estimate_all(net, islice(in_random_order(train), most))
+    estimate_all(net, islice(train, most))
 
 
 class Measured(NamedTuple):
