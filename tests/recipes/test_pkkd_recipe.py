@@ -13,18 +13,24 @@ from torch.testing import assert_close
 import stepwell
 from running import stopped
 from stepwell import cli
-from stepwell.measure.data_parts import parts_of
+from stepwell.data import Batches, load_images
+from stepwell.data.augment import Augment
+from stepwell.measure.data_parts import in_random_order, parts_of
 from stepwell.methods.pkkd import ProgressiveKernelKD
+from stepwell.nets import build
 from stepwell.nets.adders.layers import adder_layers
 from stepwell.nets.detection.detector import build_detector
 from stepwell.nets.files.nested import load
 from stepwell.nets.nested.calibrate import estimate_all
 from stepwell.recipes import train
+from stepwell.tasks.measuring import settle
 from stepwell.training import Loop
 
 pytestmark = pytest.mark.usefixtures("quick")
 FEW = {"net": "resnet8", "epochs": 2, "batch_size": 8, "val_fraction": 0.2}
 FEW["loop"] = Loop(device="cpu", clip=0.0)
+#: Then the norms' statistics are those of the images as they are.
+PLAIN = FEW | {"augment": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +41,14 @@ def data(three_shades):
 @pytest.fixture(scope="module")
 def trained(quick, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("pkkd") / "run"
-    return out, train("pkkd", data=data, out=out, **FEW)
+    return out, train("pkkd", data=data, out=out, **PLAIN)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(trained, data, tmp_path):
     out, results = trained
     with stopped(ProgressiveKernelKD, 6):  # in the second epoch
-        train("pkkd", data=data, out=tmp_path / "r", **FEW)
-    again = train("pkkd", data=data, out=tmp_path / "r", **FEW)
+        train("pkkd", data=data, out=tmp_path / "r", **PLAIN)
+    again = train("pkkd", data=data, out=tmp_path / "r", **PLAIN)
     ours = load(tmp_path / "r").state_dict()
     for name, value in load(out).state_dict().items():
         assert_close(ours[name], value, rtol=0, atol=0)
@@ -70,6 +76,19 @@ def test_a_run_has_operations_gradients_and_the_twin(trained):
     for name, value in settled.state_dict().items():
         if name.endswith("running_mean"):
             assert_close(run.net.state_dict()[name], value, rtol=0.3, atol=0.3)
+
+
+def test_norms_have_the_statistics_of_images_augmented_as_in_training():
+    images = load_images("digits").train
+    augment = Augment(pad=3, flip=True)
+    batches = Batches(images, 32, mean=(0.5,) * 3, std=(0.5,) * 3, augment=augment, shuffle=True)
+    net = build("resnet8", num_classes=10, adder=True)
+    settle(net, batches)
+    with torch.no_grad():
+        seen = net.module.conv1(torch.cat([x for x, _ in batches]))
+        plain = net.module.conv1(torch.cat([x for x, _ in in_random_order(batches)]))
+    assert_close(net.module.bn1.running_mean, seen.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
+    assert (net.module.bn1.running_mean - plain.mean((0, 2, 3))).abs().max() > 0.05
 
 
 def test_every_command_takes_an_adder_network(trained, data, tmp_path, capsys):
@@ -152,7 +171,7 @@ def test_the_twin_changes_nothing_where_it_does_not_teach(data, tmp_path):
 
 def test_depths_of_an_adder_network_train_by_any_recipe(data, tmp_path, capsys):
     out = tmp_path / "run"
-    few = FEW | {"epochs": 1, "net": "adder/resnet14", "depths": ("8",), "loop": Loop(device="cpu")}
+    few = PLAIN | {"epochs": 1, "net": "adder/resnet14", "depths": ("8",), "loop": Loop(device="cpu")}
     results = train("ekd", data=data, out=out, **few)
     opened = stepwell.open_network(out)
     assert opened.net.builder[1]["adder"] is True
