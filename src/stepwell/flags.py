@@ -5,7 +5,7 @@ A group is a frozen dataclass; its docstring is the help of its flags. A recipe 
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -40,6 +40,15 @@ def flag(metavar: str | None = None, empty: str = "", help: str | None = None) -
         return f"(default: {shown})" if shown else ""
 
     return tyro.conf.arg(metavar=metavar, help=help, help_behavior_hint=hint)
+
+
+@contextlib.contextmanager
+def naming(flags: str) -> Iterator[None]:
+    """Begin the message of a ValueError from inside with the flags that caused it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{flags}: {error}") from error
 
 
 def checked(arguments: Mapping[str, Any]) -> dict[str, Any]:

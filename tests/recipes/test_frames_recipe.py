@@ -61,7 +61,10 @@ def test_what_cannot_be_is_refused(trained, tmp_path, capsys, image_folder):
     data = str(trained[0].parent / "d")
     stills = str(image_folder(size=(16, 16)))
     for flags, message in (
-        (["--data", data, "--net", "vgg13_bn"], "name the ResNet that sees a frame, such as resnet20"),
+        (
+            ["--data", data, "--net", "vgg13_bn"],
+            "a ResNet looks at each frame: name a ResNet",
+        ),
         (["--data", data, "--frames", "5"], "--frames 5: must be a square, 4, 9, 16, ... up to 64"),
         (["--data", data, "--frames", "4", "--glances", "6"], "see 5 frames, and a clip has 4"),
         (["--data", data, "--flip", "True"], "--flip: a mirrored clip would have its frames in"),

@@ -101,7 +101,7 @@ def test_a_frame_is_around_the_crop():
 
 def test_what_cannot_be_is_refused(tmp_path, capsys):
     for flags, message in (
-        (["--net", "vgg13_bn"], "name the ResNet that sees a glance, such as resnet20"),
+        (["--net", "vgg13_bn"], "a ResNet looks at each glance: name a ResNet, such as resnet20"),
         (["--glances", "1"], "--glances 1: must be between 2 and 16"),
         (["--glances", "17"], "--glances 17: must be between 2 and 16"),
         ([], "images of 8 pixels cannot be divided into glances of 8 pixels or more: use --size 16"),

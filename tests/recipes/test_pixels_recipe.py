@@ -75,7 +75,7 @@ def test_a_plain_network_is_a_start_and_what_cannot_be_is_refused(trained, tmp_p
     train("pixels", out=tmp_path / "r", init=tmp_path / "p.safetensors", **FEW)
     assert without.depths == load(tmp_path / "r").depths
     for flags, message in (
-        (["--net", "vgg13_bn"], "masks are for residual blocks, so name a ResNet"),
+        (["--net", "vgg13_bn"], "masks are for residual blocks: name a ResNet"),
         (["--target", "0"], "--target 0.0: must be between 0.01 and 1"),
         (["--target", "1.5"], "--target 1.5: must be between 0.01 and 1"),
         (["--net", "resnet8_ln"], "masks of positions need BatchNorm"),

@@ -176,7 +176,7 @@ def test_skipnet_has_two_phases_and_a_plain_network_is_a_start(tmp_path):
 def test_what_cannot_skip_is_refused_before_there_is_a_run(tmp_path):
     with pytest.raises(ValueError, match="networks with gates have no adder form: name resnet14"):
         train("skipping", data="digits", out=tmp_path / "adder", net="adder/resnet14")
-    with pytest.raises(ValueError, match="gates are for residual blocks, so name a ResNet"):
+    with pytest.raises(ValueError, match="gates are for residual blocks: name a ResNet"):
         train("skipping", out=tmp_path / "r", **FEW | {"net": "vgg13_bn"})
     with pytest.raises(ValueError, match="--target 1.2: must be between 0.01 and 1"):
         train("skipping", out=tmp_path / "r", target=1.2, **FEW)

@@ -186,12 +186,15 @@ def test_the_loop_over_exported_graphs_is_the_network(trained, tmp_path, capsys)
     [
         (
             {"net": "mobilenet_v2"},
-            "--net mobilenet_v2: the grouped convolution .* has no narrower form",
+            "--net mobilenet_v2 --widths 0.25 0.5 1: the grouped convolution .* has no narrower form",
         ),
-        ({"widths": (0.3, 1.0)}, "--net resnet8: a width of 0.3: .* 0.3 of 16 is 4.8"),
-        ({"widths": (1.0,)}, "at least two widths are needed, got 1"),
+        ({"widths": (0.3, 1.0)}, "--widths 0.3 1: a width of 0.3: .* 0.3 of 16 is 4.8"),
+        ({"widths": (1.0,)}, "--widths 1: at least two widths are needed, got 1"),
         ({"target_cost": 1.2}, "--target-cost 1.2: must be between 0 and 1"),
-        ({"target_cost": 0.01}, "target of 0.01 of the full cost cannot be reached: the cheapest"),
+        (
+            {"target_cost": 0.01},
+            "--target-cost: a target of 0.01 of the full cost cannot be reached: the cheapest",
+        ),
         ({"gate_fraction": 1.0}, "--gate-fraction 1.0: must be 0 or more and below 1"),
         ({"estimator": "threshold"}, "estimator 'threshold' teaches a decision nothing"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepwell.files import config_of, writing
+from stepwell.flags import naming
 from stepwell.nets import NestedNet
 from stepwell.nets.files.container import folder_of
 from stepwell.nets.files.nested import fingerprint
@@ -144,10 +145,8 @@ def _check_line(
         return
     if points < 2:
         raise ValueError(f"--interpolate {points}: a line has at least 2 points, its ends")
-    try:
+    with naming("--interpolate"):
         taught_by = teacher.module
-    except ValueError as error:
-        raise ValueError(f"--interpolate: {error}") from error
     name = named(teacher)
     if teacher.normalisation not in (None, (net.card.mean, net.card.std)):
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stepwell.data.image_flags import TrainingImages
-from stepwell.flags import Flags, Hidden, Together, checked, flag
+from stepwell.flags import Flags, Hidden, Together, checked, flag, naming
 from stepwell.measure.choices import RESOLUTION, macs_of_choices
 from stepwell.methods.resolution import (
     EveryResolution,
@@ -213,10 +213,8 @@ def _with_chooser(
     shares = dict.fromkeys(patch * max(1, round(share * full / patch)) for share in SHARES)
     net = Resolutions(nested, choosing.sizes or tuple(shares), norms=norms)
     for size in net.sizes:
-        try:
+        with naming(f"--sizes {size}"):
             check_size(net.at(size), size)
-        except ValueError as error:
-            raise ValueError(f"--sizes {size}: {error}") from error
     choices = [Choice(depth, size) for size in net.sizes for depth in reversed(nested.depths)]
     count, alone = len(choices), choosing.schedule == "resolutions"
     chooser: nn.Module = Always(count) if alone else Chooser(count, max(1, full // 2))
@@ -225,7 +223,8 @@ def _with_chooser(
     model = ResolutionNet(net, choices, chooser)
     macs = macs_of_choices(model, full)
     if not alone:
-        check_target(macs, choosing.target)
+        with naming("--target"):
+            check_target(macs, choosing.target)
     return model, macs
 
 

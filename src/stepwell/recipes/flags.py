@@ -94,3 +94,9 @@ class Losses:
 def file_of(init: Literal["pretrained"] | Path | None) -> Literal["pretrained"] | Path | None:
     """The file that --init names: of a run directory, the network in it."""
     return network_file(init) if isinstance(init, Path) and init.is_dir() else init
+
+
+def require_resnet(net: str, why: str) -> None:
+    """Raise ValueError for the name of a network that is no ResNet of ours; `why` it must be one."""
+    if not net.startswith("resnet"):
+        raise ValueError(f"--net {net}: {why}: name a ResNet, such as resnet20")

@@ -46,8 +46,7 @@ def frames(
         raise ValueError("--flip: a mirrored clip would have its frames in another order; leave it out")
     images = replace(images, flip=False)
     arguments = checked(locals())
-    if not net.startswith("resnet"):
-        raise ValueError(f"--net {net}: name the ResNet that sees a frame, such as resnet20")
+    flags.require_resnet(net, "a ResNet looks at each frame")
     torch.manual_seed(training.seed)
     name = f"{FRAMES}{net}/{looking.glances}"
     splits = classification.read_splits(data, out, images, name, pictures=clips)

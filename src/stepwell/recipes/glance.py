@@ -51,8 +51,7 @@ def glance(
     init = flags.file_of(init)
     training = classification.settled(training)
     arguments = checked(locals())
-    if not net.startswith("resnet"):
-        raise ValueError(f"--net {net}: name the ResNet that sees a glance, such as resnet20")
+    flags.require_resnet(net, "a ResNet looks at each glance")
     torch.manual_seed(training.seed)
     name = f"{CROPS}{net}/{looking.glances}"
     splits = classification.read_splits(data, out, images, name)

@@ -57,8 +57,7 @@ def kernels(
     training = classification.settled(training)
     arguments = checked(locals())
     refuse_adders(net, "networks that mix kernels")
-    if not net.startswith("resnet"):
-        raise ValueError(f"--net {net}: kernels are mixed in residual blocks: name a ResNet (resnet20)")
+    flags.require_resnet(net, "kernels are mixed in residual blocks")
     assert training.epochs is not None
     objective_of = partial(
         ConditionalKernels, anneal=min(SHARE, EPOCHS / training.epochs),

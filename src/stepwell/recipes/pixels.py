@@ -68,8 +68,7 @@ def pixels(
     training = classification.settled(training)
     arguments = checked(locals())
     refuse_adders(net, "networks with masks")
-    if not net.startswith("resnet"):
-        raise ValueError(f"--net {net}: masks are for residual blocks, so name a ResNet (resnet20)")
+    flags.require_resnet(net, "masks are for residual blocks")
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net)
     nested, start = classification.start_network(splits, net, stem=stem, init=init, gates="pixels")

@@ -80,8 +80,7 @@ def skipping(
     if gates.method == "skipnet" and gates.target != Gates().target:
         raise ValueError("--target is for --method aig: SkipNet's reward decides how many blocks run")
     refuse_adders(net, "networks with gates")
-    if not net.startswith("resnet"):
-        raise ValueError(f"--net {net}: gates are for residual blocks, so name a ResNet (resnet20)")
+    flags.require_resnet(net, "gates are for residual blocks")
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net)
     nested, start = classification.start_network(splits, net, stem=stem, init=init, gates=True)

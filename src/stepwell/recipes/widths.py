@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 
 from stepwell.data.image_flags import TrainingImages
-from stepwell.flags import Flags, Hidden, Together, checked, flag
+from stepwell.flags import Flags, Hidden, Together, checked, flag, naming
 from stepwell.measure.choices import WIDTHS, macs_of_choices
 from stepwell.measure.widths import with_group_times
 from stepwell.methods.resolution import check_target
@@ -16,6 +16,7 @@ from stepwell.nets.build import build
 from stepwell.nets.decisions.estimators import Draw
 from stepwell.nets.decisions.widths import GateAt, WidthNet
 from stepwell.nets.files.widths import load_widths, save_widths
+from stepwell.nets.nested.widths import width_name
 from stepwell.recipes import flags
 from stepwell.tasks import choices, classification
 from stepwell.training import Loop, fit, optimizer_of
@@ -99,15 +100,14 @@ def widths(
     splits = classification.read_splits(data, out, images, net)
     size, classes = splits.train.size, splits.train.classes
     options = classification.input_arguments(net, size, stem)
-    try:
+    with naming(f"--net {net} --widths {' '.join(map(width_name, width.widths))}"):
         slimmable = build(net, num_classes=len(classes), multipliers=width.widths, **options)
-    except ValueError as error:
-        raise ValueError(f"--net {net}: {error}") from error
     nested, start = classification.start_network(splits, slimmable, init=init)
     inputs = classification.prepare(splits, images, training, start=start, init=init)
     model = WidthNet(nested, width.gate)
     costs = macs_of_choices(model, size)
-    check_target(costs, width.target_cost)
+    with naming("--target-cost"):
+        check_target(costs, width.target_cost)
     of_network, of_gate = choices.parts_for_chooser(inputs.train, width.gate_fraction, init)
     method = Slimmable(nested, sandwich=width.sandwich, label_smoothing=training.label_smoothing)
     Draw(ablation.estimator, ablation.temperature).check(training=True)
