@@ -152,7 +152,7 @@ def test_a_plain_network_is_a_start(routing, tmp_path):
 
 
 def test_what_cannot_be_mixed_is_refused():
-    with pytest.raises(ValueError, match="takes two kernels or more, not 1"):
+    with pytest.raises(ValueError, match="takes a whole number of kernels, 2 or more, not 1"):
         build("resnet8", kernels=1)
     with pytest.raises(ValueError, match="routing is of networks with mixed kernels"):
         build("resnet8", routing="condconv")

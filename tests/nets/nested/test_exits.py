@@ -252,6 +252,11 @@ def test_exits_that_cannot_be(name, after, message):
     assert not len(net.exit_heads)
 
 
+def test_the_name_of_an_exit_is_a_text(untyped):
+    with pytest.raises(ValueError, match="3 cannot name a depth"):
+        build("resnet20").add_exit(3, (1, 1, 0), nn.Flatten())
+
+
 def test_a_head_that_shares_weights_with_the_network_is_refused():
     net = build("resnet20", num_classes=5)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.module.fc)

@@ -281,6 +281,8 @@ WRONG_TYPES: list[tuple[object, dict[str, object], str]] = [
     ("resnet20", {"adder": None}, "adder=None: must be True, or arguments of `to_adder` by name"),
     ("resnet20", {"adder": {"gradient": "clip"}}, "no gradient 'clip'; there are clipped, difference"),
     ("resnet20", {"multipliers": 0.5}, "multipliers=0.5: must be a list of shares, such as (0.5, 1)"),
+    ("resnet20", {"multipliers": ("half", 1)}, "a width of 'half': must be a number, a share of"),
+    ("resnet20", {"kernels": 2.5}, "takes a whole number of kernels, 2 or more, not 2.5"),
     ("resnet20", {"adaptions": 5}, "adaptions=5: must be lists by name"),
     ("resnet18", {"stem": "large"}, "no stem 'large'; there are imagenet, small"),
 ]

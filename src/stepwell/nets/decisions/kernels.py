@@ -47,8 +47,10 @@ class MixedConv2d(Deciding):
 
     def __init__(self, conv: nn.Conv2d, kernels: int, routing: Routing) -> None:
         super().__init__()
-        if kernels < 2:
-            raise ValueError(f"a mixed convolution takes two kernels or more, not {kernels}")
+        if not isinstance(kernels, int) or kernels < 2:
+            raise ValueError(
+                f"a mixed convolution takes a whole number of kernels, 2 or more, not {kernels!r}"
+            )
         check_choice("routing", routing, Routing)
         assert (conv.bias, conv.groups, conv.padding_mode) == (None, 1, "zeros")
         self.kind = routing

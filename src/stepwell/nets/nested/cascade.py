@@ -66,6 +66,10 @@ class Cascade:
     ) -> None:
         if not isinstance(net, NestedNet):
             raise ValueError(f"a cascade takes a nested network, not a {type(net).__name__}")
+        given = {"thresholds": thresholds, "temperatures": temperatures, "weights": weights}
+        for name, by_depth in given.items():
+            if not isinstance(by_depth, Mapping | None):
+                raise ValueError(f"{name}={by_depth!r}: give one for each depth, such as {{'8': 0.9}}")
         last = net.full if last is None else last
         net.require_ready(*thresholds, last)
         if not (isinstance(criterion, str) or callable(criterion)):

@@ -23,7 +23,12 @@ def blocks_of(name: str, blocks: Any, most: tuple[int, ...]) -> tuple[int, ...]:
 
 def check_name(name: str, present: Mapping[str, tuple[int, ...]], subject: str | None = None) -> None:
     """Raise ValueError (it begins with `subject`) for a name that cannot name a file, or is taken."""
-    if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith(".int8"):
+    if (
+        not isinstance(name, str)
+        or not _NAME.fullmatch(name)
+        or name in _RESERVED
+        or name.endswith(".int8")
+    ):
         raise ValueError(
             f"{name!r} cannot name a depth, which also names files: use letters, digits, '_', '-', "
             f"'+' and '.', 64 at most, and none of {', '.join(_RESERVED)}, *.int8"

@@ -6,6 +6,7 @@ A layer of weight W computes with W[:outputs, :inputs] at each width. Norms are 
 from collections.abc import Sequence
 from copy import deepcopy
 from math import gcd
+from numbers import Real
 
 import torch
 from jaxtyping import Float
@@ -155,6 +156,8 @@ def check_widths(multipliers: Sequence[float], module: nn.Module) -> tuple[float
     ValueError for fewer than two, one that is not in (0, 1], a missing 1, one that is named twice, or
     one that gives no whole number of channels.
     """
+    if wrong := [share for share in multipliers if not isinstance(share, Real)]:
+        raise ValueError(f"a width of {wrong[0]!r}: must be a number, a share of the channels")
     shares = tuple(sorted(multipliers))
     listed = " ".join(width_name(share) for share in multipliers)
     if len(shares) < 2:
