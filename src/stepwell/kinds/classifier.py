@@ -106,37 +106,61 @@ def evaluate(
     for.
     """
     from stepwell.measure.adders import measure_bits
-    from stepwell.measure.cascade import check_depths
     from stepwell.measure.data_parts import parts_of
+    from stepwell.measure.fidelity_fit import fit_pair
+
+    path, net, config = network.path, network.net, network.config
+    if budget_macs is not None and not cascade:
+        raise ValueError("--budget-macs needs --cascade, or a network that chooses")
+    goal = {
+        "accuracy": target_accuracy, "macs": budget_macs, "criterion": criterion, "search": search,
+        "temper": temper,
+    }  # fmt: skip
+    return evaluate_depths(
+        network, lambda: parts_of(net, path, config, data), goal=goal if cascade else None, save=save,
+        fidelity=fidelity, control=control, mean=teacher_mean, std=teacher_std, fit=fit_pair,
+        interpolate=interpolate,
+        more=lambda parts: {"adder_bits": measure_bits(net, parts, bits)} if bits else {},
+    )  # fmt: skip
+
+
+def evaluate_depths(
+    network: Network, read: Callable[[], Any], *, goal: Mapping[str, Any] | None, save: bool,
+    fidelity: Sequence[str], control: str | None, fit: Callable[..., Any], interpolate: int = 0,
+    kind: str = "classifier", more: Callable[[Any], dict[str, Any]] = lambda parts: {},
+    **normalisation: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure every depth of a nested network, a cascade of them, and fidelity, as `evaluate` says.
+
+    Args:
+        network: with a nested network.
+        read: reads the parts of the data, when all that needs no data is checked.
+        goal: of the cascade, as for `calibrate_cascade`; None for no cascade.
+        fit: adapts the networks of fidelity to the test part, such as `fit_pair`.
+        more: measures what this kind has beside them, by key.
+        normalisation: of the teacher's images, as for `open_pair`.
+    """
+    from stepwell.measure.cascade import check_depths
     from stepwell.measure.depths import measure_depths
     from stepwell.measure.fidelity import measure_pair
-    from stepwell.measure.fidelity_fit import fit_pair
     from stepwell.measure.fidelity_networks import open_pair
     from stepwell.nets.files.container import network_file
     from stepwell.nets.files.nested import check_writable
 
     path, net, config = network.path, network.net, network.config
-    if budget_macs is not None and not cascade:
-        raise ValueError("--budget-macs needs --cascade, or a network that chooses")
     net.require_ready()
-    if cascade:
+    if goal is not None:
         check_depths(net)
     if fidelity:
-        pair = open_pair(
-            path, net, config, fidelity, control, mean=teacher_mean, std=teacher_std,
-            interpolate=interpolate,
-        )  # fmt: skip
+        pair = open_pair(path, net, config, fidelity, control, interpolate=interpolate, **normalisation)
     if save:
         check_writable(network_file(path))
-    parts = parts_of(net, path, config, data)
-    networks = fit_pair(pair, parts.test) if fidelity else None
-    by_bits = {"adder_bits": measure_bits(net, parts, bits)} if bits else {}
-    results = measure_depths(net, parts.test) | {"data": parts.about} | by_bits
-    if cascade:
-        results["cascade"] = calibrated_cascade(
-            network, parts, save, accuracy=target_accuracy, macs=budget_macs, criterion=criterion,
-            search=search, temper=temper,
-        )  # fmt: skip
+    parts = read()
+    networks = fit(pair, parts.test) if fidelity else None
+    extra = more(parts)
+    results = measure_depths(net, parts.test, kind) | {"data": parts.about} | extra
+    if goal is not None:
+        results["cascade"] = calibrated_cascade(network, parts, save, **goal)
     if networks is not None:
         numbers, arrays = measure_pair(networks, parts, interpolate=interpolate, track=track)
         results["fidelity"] = numbers

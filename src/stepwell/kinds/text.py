@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepwell.console import say, track
+from stepwell.console import say
 from stepwell.kinds import Costs, Network, Predicted, classifier, classifier_tables
 from stepwell.kinds.classifier import show_results as show_results
 from stepwell.kinds.serving import Engine, depth_rows
@@ -65,38 +65,20 @@ def evaluate(
     fidelity: tuple[str, ...] = (), control: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure every depth, a cascade of them, and fidelity to a teacher. Flags as for `eval`."""
-    from stepwell.measure.cascade import check_depths
-    from stepwell.measure.depths import measure_depths
-    from stepwell.measure.fidelity import measure_pair
     from stepwell.measure.fidelity_fit import fit_texts
-    from stepwell.measure.fidelity_networks import open_pair
     from stepwell.measure.text import text_parts
-    from stepwell.nets.files.container import network_file
-    from stepwell.nets.files.nested import check_writable
 
-    net = network.net.net
     if budget_macs is not None and not cascade:
         raise ValueError("--budget-macs needs --cascade")
-    net.require_ready()
-    if cascade:
-        check_depths(net)
-    if fidelity:
-        pair = open_pair(network.path, net, network.config, fidelity, control)
-    if save:
-        check_writable(network_file(network.path))
-    parts = text_parts(network.net, network.path, network.config, data)
-    networks = fit_texts(pair, parts.test) if fidelity else None
-    results = measure_depths(net, parts.test, network.kind) | {"data": parts.about}
-    if cascade:
-        results["cascade"] = classifier.calibrated_cascade(
-            inside(network), parts, save, accuracy=target_accuracy, macs=budget_macs,
-            criterion=criterion, search=search, temper=temper,
-        )  # fmt: skip
-    if networks is not None:
-        numbers, arrays = measure_pair(networks, parts, track=track)
-        results["fidelity"] = numbers
-        classifier.keep_fidelity(network, parts.known, numbers, arrays)
-    return results
+    goal = {
+        "accuracy": target_accuracy, "macs": budget_macs, "criterion": criterion, "search": search,
+        "temper": temper,
+    }  # fmt: skip
+    return classifier.evaluate_depths(
+        inside(network), lambda: text_parts(network.net, network.path, network.config, data),
+        goal=goal if cascade else None, save=save, fidelity=fidelity, control=control, fit=fit_texts,
+        kind=network.kind,
+    )  # fmt: skip
 
 
 def predict(
