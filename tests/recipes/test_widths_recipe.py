@@ -138,7 +138,7 @@ def test_every_command_takes_the_run(trained, tmp_path, capsys, image_folder):
     cli.main(["eval", str(out), "--cascade", "--json"])
     assert json.loads(capsys.readouterr().out)["rows"] == "width"
     for more, words in {
-        (): "chosen of 1, 0.5, 0.25", ("--depth", "0.25"): "depth 0.25",
+        (): "chosen of 1, 0.5, 0.25", ("--depth", "0.25"): "width 0.25",
         ("--budget-macs", "1e9"): "cost penalty",
     }.items():  # fmt: skip
         cli.main(["predict", str(out), str(pictures), *more])

@@ -72,7 +72,8 @@ def predict(
     if cascade or depth is not None:
         inside = slimmable(network)
         predicted = classifier.predict(inside, paths, depth=depth, cascade=cascade, top=top, **limits)
-        return predicted._replace(row=WIDTH)
+        title = predicted.title if depth is None else f"{WIDTH} {depth}"
+        return predicted._replace(title=title, row=WIDTH)
     return resolution.predict(network, paths, top=top, **limits)._replace(row=WIDTH)
 
 
