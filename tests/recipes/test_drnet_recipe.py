@@ -211,6 +211,7 @@ def test_the_doubt_of_the_cheapest_choice_may_decide(tmp_path):
     net.price.fill_(0.01)  # shares of all choices
     loop = export_resolution(net, tmp_path / "onnx", Sample(x, "noise"))
     assert loop["parity"]
+    assert loop["chooser_reads"] == net.names[-1]
     with torch.inference_mode():
         assert OpenChoices(tmp_path / "onnx")(x).depth.equal(net.answer(x).depth)
 

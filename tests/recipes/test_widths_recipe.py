@@ -1,8 +1,12 @@
 """The recipe of widths: its run, its measurements, its export, and what every command does with it."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from torch.testing import assert_close
@@ -25,6 +29,7 @@ from stepwell.tasks.choices import parts_for_chooser
 from stepwell.training import Loop
 
 pytestmark = pytest.mark.usefixtures("quick")
+PAGE = Path(__file__).parents[2] / "docs" / "drnet.md"
 FEW = {
     "data": "digits", "net": "resnet8", "part": "1/6", "epochs": 1, "gate_epochs": 3,
     "widths": (0.25, 0.5, 1.0), "gate_fraction": 0.4, "loop": Loop(device="cpu"),
@@ -176,6 +181,13 @@ def test_the_loop_over_exported_graphs_is_the_network(trained, tmp_path, capsys)
     found = loop(x)
     assert found.depth.equal(expected.depth)
     assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    # the gate reads the logits of the narrowest width, whose weights are not in its graph
+    assert json.loads((folder / "export.json").read_text())["chooser_reads"] == "0.25"
+    assert onnxruntime.InferenceSession(folder / "chooser.onnx").get_inputs()[0].name == "choice_logits"
+    assert (folder / "chooser.onnx").stat().st_size < (folder / "0.25.onnx").stat().st_size / 2
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(import json\n.*?)```", PAGE.read_text(), re.DOTALL)[0], names)
+    assert_close(torch.from_numpy(names["load"](folder)(x.numpy())), found.logits, rtol=1e-4, atol=1e-4)
     one = ["--format", "safetensors", "--depth", "0.25", "--out", str(tmp_path / "one"), "--json"]
     cli.main(["export", str(out), *one])
     assert json.loads(capsys.readouterr().out)["files"][0]["parity"]["same_class"] == 1.0

@@ -20,7 +20,6 @@ from stepwell.export.onnx import require_onnx, write_onnx
 from stepwell.export.opening import exported_state, sessions_of
 from stepwell.files import read_json
 from stepwell.nets.decisions.choosing import ChoosingNet
-from stepwell.nets.decisions.estimators import Scores
 from stepwell.nets.decisions.executor import gathered, groups
 from stepwell.nets.decisions.path_gate import PathGate
 from stepwell.nets.files.container import state_digest
@@ -37,7 +36,7 @@ class Graph(NamedTuple):
     """A graph to write.
 
     file: its name. plain: the network. metadata: for the file. names: the stored name of each tensor
-    that it reads from the shared weights. interface: its inputs. inputs: a batch to check it on, in
+    that it reads from the shared weights. interface: its inputs. batch: what to check it on, in
     place of the sample's images.
     """
 
@@ -46,20 +45,7 @@ class Graph(NamedTuple):
     metadata: dict[str, Any]
     names: dict[str, str]
     interface: Interface = INTERFACES["image"]
-    inputs: Tensor | None = None
-
-
-class DoubtGraph(nn.Module):
-    """A gate by doubt as a network of the logits of the choice that it looks at."""
-
-    def __init__(self, chooser: PathGate) -> None:
-        super().__init__()
-        self.gate = chooser.gate
-        self.scores_of = chooser.scores
-
-    def forward(self, logits: Logits) -> Scores:
-        """Score each choice."""
-        return self.scores_of(logits)
+    batch: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -73,8 +59,9 @@ def doubt_graph(
     """
     chooser = net.chooser
     assert isinstance(chooser, PathGate)
+    assert chooser.doubt
     logits = net.plain(chooser.looks_at).cpu().eval()(sample.images)
-    return Graph(CHOOSER, DoubtGraph(chooser), metadata, names, OF_LOGITS, logits)
+    return Graph(CHOOSER, chooser.of_looked(), metadata, names, OF_LOGITS, logits)
 
 
 def export_choices(
@@ -120,10 +107,8 @@ def export_choices(
 def _write(graph: Graph, weights: Path, sample: Sample) -> dict[str, Any]:
     """Write one graph, check it, and describe the file."""
     file = weights.parent / graph.file
-    inputs = sample.images if graph.inputs is None else graph.inputs
-    parity = write_onnx(
-        graph.plain, file, inputs, graph.metadata, graph.names, weights, graph.interface
-    )
+    batch = sample.images if graph.batch is None else graph.batch
+    parity = write_onnx(graph.plain, file, batch, graph.metadata, graph.names, weights, graph.interface)
     return {
         "choice": graph.metadata["choice"], "format": "onnx", "file": file.name,
         "bytes": file.stat().st_size, "weights": weights.name,

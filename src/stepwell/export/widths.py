@@ -23,8 +23,12 @@ def export_widths(
     """Write a network that chooses widths to `folder`, as `export_choices` does.
 
     The loop runs every choice as a group of its own: what the network joins by the times of this device
-    is left apart.
+    is left apart. ValueError, too, if there is no gate.
     """
+    if not isinstance(net.chooser, PathGate):
+        raise ValueError(
+            "this network makes the same choice for all images: export that width with --depth NAME"
+        )
     card = about(net.nested, net.nested.full)
     graphs, save = _graphs(net, sample, card), partial(save_widths, net)
     times = net.times

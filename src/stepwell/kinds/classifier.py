@@ -112,33 +112,30 @@ def evaluate(
     path, net, config = network.path, network.net, network.config
     if budget_macs is not None and not cascade:
         raise ValueError("--budget-macs needs --cascade, or a network that chooses")
-    goal = {
-        "accuracy": target_accuracy, "macs": budget_macs, "criterion": criterion, "search": search,
-        "temper": temper,
-    }  # fmt: skip
     return evaluate_depths(
-        network, lambda: parts_of(net, path, config, data), goal=goal if cascade else None, save=save,
-        fidelity=fidelity, control=control, mean=teacher_mean, std=teacher_std, fit=fit_pair,
-        interpolate=interpolate,
+        network, lambda: parts_of(net, path, config, data), fit_pair, cascade=cascade,
+        target_accuracy=target_accuracy, budget_macs=budget_macs, criterion=criterion, search=search,
+        temper=temper, save=save, fidelity=fidelity, control=control, mean=teacher_mean,
+        std=teacher_std, interpolate=interpolate,
         more=lambda parts: {"adder_bits": measure_bits(net, parts, bits)} if bits else {},
     )  # fmt: skip
 
 
 def evaluate_depths(
-    network: Network, read: Callable[[], Any], *, goal: Mapping[str, Any] | None, save: bool,
-    fidelity: Sequence[str], control: str | None, fit: Callable[..., Any], interpolate: int = 0,
+    network: Network, read: Callable[[], Any], fit: Callable[..., Any], *, cascade: bool,
+    target_accuracy: float | None, budget_macs: float | None, criterion: str, search: str,
+    temper: bool, save: bool, fidelity: Sequence[str], control: str | None,
+    mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, interpolate: int = 0,
     kind: str = "classifier", more: Callable[[Any], dict[str, Any]] = lambda parts: {},
-    **normalisation: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure every depth of a nested network, a cascade of them, and fidelity, as `evaluate` says.
 
     Args:
         network: with a nested network.
         read: reads the parts of the data, when all that needs no data is checked.
-        goal: of the cascade, as for `calibrate_cascade`; None for no cascade.
         fit: adapts the networks of fidelity to the test part, such as `fit_pair`.
+        mean, std: of the teacher's images.
         more: measures what this kind has beside them, by key.
-        normalisation: of the teacher's images, as for `open_pair`.
     """
     from stepwell.measure.cascade import check_depths
     from stepwell.measure.depths import measure_depths
@@ -149,18 +146,23 @@ def evaluate_depths(
 
     path, net, config = network.path, network.net, network.config
     net.require_ready()
-    if goal is not None:
+    if cascade:
         check_depths(net)
     if fidelity:
-        pair = open_pair(path, net, config, fidelity, control, interpolate=interpolate, **normalisation)
+        pair = open_pair(
+            path, net, config, fidelity, control, mean=mean, std=std, interpolate=interpolate
+        )
     if save:
         check_writable(network_file(path))
     parts = read()
     networks = fit(pair, parts.test) if fidelity else None
     extra = more(parts)
     results = measure_depths(net, parts.test, kind) | {"data": parts.about} | extra
-    if goal is not None:
-        results["cascade"] = calibrated_cascade(network, parts, save, **goal)
+    if cascade:
+        results["cascade"] = calibrated_cascade(
+            network, parts, save, accuracy=target_accuracy, macs=budget_macs, criterion=criterion,
+            search=search, temper=temper,
+        )  # fmt: skip
     if networks is not None:
         numbers, arrays = measure_pair(networks, parts, interpolate=interpolate, track=track)
         results["fidelity"] = numbers

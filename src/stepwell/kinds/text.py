@@ -70,14 +70,10 @@ def evaluate(
 
     if budget_macs is not None and not cascade:
         raise ValueError("--budget-macs needs --cascade")
-    goal = {
-        "accuracy": target_accuracy, "macs": budget_macs, "criterion": criterion, "search": search,
-        "temper": temper,
-    }  # fmt: skip
     return classifier.evaluate_depths(
-        inside(network), lambda: text_parts(network.net, network.path, network.config, data),
-        goal=goal if cascade else None, save=save, fidelity=fidelity, control=control, fit=fit_texts,
-        kind=network.kind,
+        inside(network), lambda: text_parts(network.net, network.path, network.config, data), fit_texts,
+        cascade=cascade, target_accuracy=target_accuracy, budget_macs=budget_macs, criterion=criterion,
+        search=search, temper=temper, save=save, fidelity=fidelity, control=control, kind=network.kind,
     )  # fmt: skip
 
 

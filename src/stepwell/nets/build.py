@@ -17,7 +17,7 @@ from stepwell.nets.families.glance import glance_builder, is_glance
 from stepwell.nets.families.recurrent import is_recurrent, recurrent_builder
 from stepwell.nets.families.timm_models import PREFIX, check_depths, timm_builder
 from stepwell.nets.grafting.merging import with_adaptions
-from stepwell.nets.nested.depth_names import blocks_of, check_depth
+from stepwell.nets.nested.depth_names import blocks_of, check_depth, check_text
 from stepwell.nets.nested.net import NestedNet, NormSharing
 from stepwell.nets.nested.reading import read
 from stepwell.nets.nested.truncate import truncate
@@ -207,10 +207,8 @@ def named_depths(
         raise ValueError(f"depths are a list of names, or blocks by name: [{depths!r}], not {depths!r}")
     _check_types(depths=depths)
     depths = depths if isinstance(depths, Mapping) else [*depths]
-    if numbers := [depth for depth in depths if not isinstance(depth, str)]:
-        raise ValueError(
-            f"the name of a depth is a text: write {str(numbers[0])!r}, not {numbers[0]!r}"
-        )
+    for depth in depths:
+        check_text(depth)
     if stages is not None:  # their numbers of blocks are not known here
         builder = builder._replace(family={builder.full: (1,) * len(stages)}, stages=tuple(stages))
     return _depths_of(name, builder, depths)

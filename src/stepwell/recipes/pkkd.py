@@ -39,7 +39,8 @@ class AdderLayers:
     """Training of the adder layers.
 
     Attributes:
-        local_rate: root mean square of each layer's filter gradient (AdderNet: 0.2); 0: as it is.
+        local_rate: root mean square of each layer's filter gradient (AdderNet: 0.2), or 0 for the
+            gradient itself.
     """
 
     TITLE: ClassVar = "adder layer"
@@ -51,7 +52,7 @@ class PkkdAblation(Together):
     """Options for studies.
 
     Attributes:
-        gradient_factor: of these gradients, where the local rate is 0.
+        gradient_factor: of the adder layers' filter gradients, where the local rate is 0.
         gradient: of the adder layers, as for `adder_conv2d`.
         normed_logits: normalise the logits over the batch.
         everywhere: the first layer adds, too.

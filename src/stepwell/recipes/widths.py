@@ -12,7 +12,7 @@ from stepwell.measure.choices import WIDTHS, macs_of_choices
 from stepwell.measure.widths import with_group_times
 from stepwell.methods.resolution import check_target
 from stepwell.methods.widths import GATE_RATE, ChooserAlone, Slimmable
-from stepwell.nets.build import build
+from stepwell.nets.build import build, refuse_adders
 from stepwell.nets.decisions.estimators import Draw
 from stepwell.nets.decisions.widths import GateAt, WidthNet
 from stepwell.nets.files.widths import load_widths, save_widths
@@ -100,6 +100,7 @@ def widths(
     splits = classification.read_splits(data, out, images, net)
     size, classes = splits.train.size, splits.train.classes
     options = classification.input_arguments(net, size, stem)
+    refuse_adders(net, "networks of several widths")
     with naming(f"--net {net} --widths {' '.join(map(width_name, width.widths))}"):
         slimmable = build(net, num_classes=len(classes), multipliers=width.widths, **options)
     nested, start = classification.start_network(splits, slimmable, init=init)

@@ -73,14 +73,14 @@ def validator(
 
 
 def settle(net: NestedNet, train: Batches, images: int | None = None) -> None:
-    """Replace the norms' statistics by those of training images, augmented as in training.
+    """Replace the norms' statistics by those of training batches: augmented, mixed and joined as there.
 
     The filters of adder layers change fast, and the moving averages of training lag behind: after a
-    short training, the same weights are far less accurate with them. Images without augmentation
-    would be known by heart, so their statistics are not those of new images.
+    short training, the same weights are far less accurate with them. The network has memorised the
+    plain training images, so their statistics differ from those of new images.
 
     Args:
-        images: most images to take, in whole batches; by default all.
+        images: most images to take, in whole batches; by default those of one epoch.
     """
     most = None if images is None else -(-images // train.batch_size)
     estimate_all(net, islice(train, most))

@@ -11,6 +11,8 @@ from torch.testing import assert_close
 import stepwell
 from nets.example_nets import lively
 from stepwell.device import device_name
+from stepwell.export import OpenChoices, export_widths
+from stepwell.export.check import Sample
 from stepwell.measure.choices import macs_of_choices
 from stepwell.methods.widths import ChooserAlone
 from stepwell.nets import Card, build
@@ -204,3 +206,15 @@ def test_what_cannot_choose_is_refused():
         ChooserAlone(net, COSTS, target=0.05)
     with pytest.raises(ValueError, match="estimator 'threshold' teaches a decision nothing"):
         ChooserAlone(net, COSTS, target=0.5, estimator="threshold")
+
+
+def test_a_gate_at_the_stem_is_exported_with_its_stem(tmp_path):
+    pytest.importorskip("onnx")
+    net, x = choosing("stem")
+    index = export_widths(net, tmp_path, Sample(x, "noise"))
+    assert "chooser_reads" not in index
+    assert index["parity"]["same_choice"] == 1.0
+    assert OpenChoices(tmp_path)(x).depth.equal(net.choose(x))
+    net.hold("1")
+    with pytest.raises(ValueError, match="the same choice for all images: export that width with"):
+        export_widths(net, tmp_path, Sample(x, "noise"))

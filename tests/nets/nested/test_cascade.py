@@ -266,6 +266,21 @@ def test_criterion_temperatures_and_weights_are_read_from_the_card(net):
     assert cascade.weights == {"8": [0.0, 1.0, 1.0, 1.0, 1.0]}
 
 
+def test_arguments_of_other_types_are_refused(net, untyped):
+    for arguments, message in (
+        ((None,), "thresholds=None: give one for each depth"),
+        ((0.5,), "thresholds=0.5: give one for each depth, such as {'8': 0.9}"),
+        (({"8": 0.5}, None, "learned", {"8": 3}), "the weights of depth '8' are 3: a learned"),
+        (
+            ({"8": 0.5}, None, "learned", {"8": ["a"] * 5}),
+            "the weights of depth '8' are .*'a'.* finite",
+        ),
+    ):
+        thresholds, last, criterion, weights = (*arguments, None, "confidence", None)[:4]
+        with pytest.raises(ValueError, match=message):
+            Cascade(net, thresholds, last, criterion, weights=weights)
+
+
 def test_bad_criteria_are_refused(net):
     with pytest.raises(ValueError, match="no criterion 'luck' of a cascade; there are confidence"):
         Cascade(net, {"8": 0.5}, criterion="luck")

@@ -253,7 +253,7 @@ def test_exits_that_cannot_be(name, after, message):
 
 
 def test_the_name_of_an_exit_is_a_text(untyped):
-    with pytest.raises(ValueError, match="3 cannot name a depth"):
+    with pytest.raises(ValueError, match="the name of a depth is a text: write '3', not 3"):
         build("resnet20").add_exit(3, (1, 1, 0), nn.Flatten())
 
 

@@ -1,5 +1,8 @@
 """Widths of a nested net: each is a plain network of the first channels, and they train together."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -174,6 +177,13 @@ def test_widths_are_in_the_file_and_a_plain_network_is_a_start(tmp_path):
 def test_widths_that_cannot_be_are_refused(multipliers, message):
     with pytest.raises(ValueError, match=message):
         build("resnet8", multipliers=multipliers)
+
+
+def test_widths_may_be_numbers_of_other_types(tmp_path, untyped):
+    net = build("resnet8", multipliers=(np.float32(0.5), Fraction(1, 4), 1))
+    assert [*net.depths] == ["0.25", "0.5", "1"]
+    stepwell.save(net, tmp_path / "net.safetensors")
+    assert [*stepwell.load(tmp_path / "net.safetensors").depths] == [*net.depths]
 
 
 def test_networks_that_cannot_be_narrowed_are_refused():

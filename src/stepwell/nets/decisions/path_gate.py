@@ -1,7 +1,7 @@
 """A gate that looks at what one of the choices computes first, or at how sure that choice is."""
 
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from stepwell.nets.decisions.estimators import Scores
 from stepwell.nets.decisions.gates import Gate
 from stepwell.nets.nested.criteria import features_of
 from stepwell.nets.nested.widths import alone
-from stepwell.types import Images, Logits
+from stepwell.types import Logits
 
 #: Measures of how sure a choice is.
 DOUBTS = 3
@@ -50,11 +50,11 @@ class PathGate(nn.Module):
             width = norms[-1].num_features
         self.gate = Gate(width, choices)
 
-    def forward(self, x: Images) -> Scores:
-        """Score each choice, as logits of probabilities."""
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Scores:
+        """Score each choice, as logits of probabilities, by what the first step takes."""
         return self.scores(self.look(x))
 
-    def look(self, x: Images) -> Float[Tensor, "batch ..."]:
+    def look(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The output of the gate's steps."""
         for step in self.steps:
             x = step(x)
@@ -86,6 +86,12 @@ class PathGate(nn.Module):
         """Iterate over the modules of the steps, which are not registered."""
         for step in self.steps:
             yield from step.modules()
+
+    def of_looked(self) -> "PathGate":
+        """This gate without its steps, as a network that takes their output; the weights are shared."""
+        twin = copy(self)
+        twin.steps, twin.behind = (), ()
+        return twin
 
     def alone(self) -> "PathGate":
         """A copy with steps of its own, which are registered."""

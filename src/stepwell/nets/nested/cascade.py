@@ -4,7 +4,7 @@ A deeper depth continues where its path leaves the paths already run.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
 from numbers import Real
 from typing import Any, NamedTuple
@@ -66,9 +66,9 @@ class Cascade:
     ) -> None:
         if not isinstance(net, NestedNet):
             raise ValueError(f"a cascade takes a nested network, not a {type(net).__name__}")
-        given = {"thresholds": thresholds, "temperatures": temperatures, "weights": weights}
+        given = {"thresholds": thresholds, "temperatures": temperatures or {}, "weights": weights or {}}
         for name, by_depth in given.items():
-            if not isinstance(by_depth, Mapping | None):
+            if not isinstance(by_depth, Mapping):
                 raise ValueError(f"{name}={by_depth!r}: give one for each depth, such as {{'8': 0.9}}")
         last = net.full if last is None else last
         net.require_ready(*thresholds, last)
@@ -87,9 +87,14 @@ class Cascade:
                 "has none: `stepwell eval RUN --cascade --criterion learned --save` fits them"
             )
         for depth, own_weights in self.weights.items():
-            if len(own_weights) != LEARNED or not all(math.isfinite(w) for w in own_weights):
+            numbers = [*own_weights] if isinstance(own_weights, Iterable) else own_weights
+            if not (
+                isinstance(numbers, list)
+                and len(numbers) == LEARNED
+                and all(isinstance(w, Real) and math.isfinite(w) for w in numbers)
+            ):
                 raise ValueError(
-                    f"the weights of depth {depth!r} are {[*own_weights]}: a learned criterion has "
+                    f"the weights of depth {depth!r} are {numbers!r}: a learned criterion has "
                     f"{LEARNED} finite numbers, a bias and one a feature"
                 )
         self.net = net

@@ -21,14 +21,16 @@ def blocks_of(name: str, blocks: Any, most: tuple[int, ...]) -> tuple[int, ...]:
         ) from None
 
 
+def check_text(name: object) -> None:
+    """Raise ValueError for a depth's name that is no text."""
+    if not isinstance(name, str):
+        raise ValueError(f"the name of a depth is a text: write {str(name)!r}, not {name!r}")
+
+
 def check_name(name: str, present: Mapping[str, tuple[int, ...]], subject: str | None = None) -> None:
     """Raise ValueError (it begins with `subject`) for a name that cannot name a file, or is taken."""
-    if (
-        not isinstance(name, str)
-        or not _NAME.fullmatch(name)
-        or name in _RESERVED
-        or name.endswith(".int8")
-    ):
+    check_text(name)
+    if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith(".int8"):
         raise ValueError(
             f"{name!r} cannot name a depth, which also names files: use letters, digits, '_', '-', "
             f"'+' and '.', 64 at most, and none of {', '.join(_RESERVED)}, *.int8"

@@ -158,6 +158,7 @@ def check_widths(multipliers: Sequence[float], module: nn.Module) -> tuple[float
     """
     if wrong := [share for share in multipliers if not isinstance(share, Real)]:
         raise ValueError(f"a width of {wrong[0]!r}: must be a number, a share of the channels")
+    multipliers = [float(share) for share in multipliers]
     shares = tuple(sorted(multipliers))
     listed = " ".join(width_name(share) for share in multipliers)
     if len(shares) < 2:
