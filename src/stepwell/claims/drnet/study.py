@@ -274,8 +274,9 @@ STUDY = Study(
     fingerprint=image_fingerprint,
     note=("The primary claims are named from the paper's abstract, and were reduced to three after "
           "these runs. Costs are shares of the MACs at full size. Costs of arms that choose "
-          "include the chooser; costs of controls do not. A cascade pays for every resolution that "
-          "it runs. Arms with random choices are judged in the controls: their own chooser learns "
+          "include the chooser; costs of controls do not. Costs of the arms by doubt are shares of "
+          "full size after half size, which is 1.25 times full size. A cascade pays for every "
+          "resolution that it runs. Arms with random choices are judged in the controls: their own chooser learns "
           "nothing. An arm may cost less than its target, where no cost penalty improves its "
           "scores: compare accuracies together with costs. The small copy that the chooser sees "
           "does say which images need full size: the network's own doubt at that size tells them "
