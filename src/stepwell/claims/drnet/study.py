@@ -273,14 +273,14 @@ STUDY = Study(
     quick={"data": "digits", "epochs": 1},
     fingerprint=image_fingerprint,
     note=("The primary claims are named from the paper's abstract, and were reduced to three after "
-          "these runs. Costs are shares of the MACs at full size. Costs of arms that choose "
-          "include the chooser; costs of controls do not. Costs of the arms by doubt are shares of "
-          "full size after half size, which is 1.25 times full size. A cascade pays for every "
-          "resolution that it runs. Arms with random choices are judged in the controls: their own chooser learns "
-          "nothing. An arm may cost less than its target, where no cost penalty improves its "
-          "scores: compare accuracies together with costs. The small copy that the chooser sees "
-          "does say which images need full size: the network's own doubt at that size tells them "
-          "(claim `useful/doubt`). The chooser does not learn it."),
+          "these runs. Costs are shares of the MACs at full size. Costs of arms that choose include "
+          "the chooser; costs of controls do not. Costs of the arms by doubt are shares of full size "
+          "after half size, which is 1.25 times full size. A cascade pays for every resolution that "
+          "it runs. Arms with random choices are judged in the controls: their own chooser learns "
+          "nothing. An arm may cost less than its target, where no cost penalty improves its scores: "
+          "compare accuracies together with costs. The small copy that the chooser sees does say "
+          "which images need full size: the network's own doubt at that size tells them (claim "
+          "`useful/doubt`). The chooser does not learn it."),
     questions=[Question("Is choosing a resolution worth its cost?",
                         ("full size alone", "three quarters alone", "all resolutions*",
                          "dynamic, [0-9n]*", "dynamic, longer"),
