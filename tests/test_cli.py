@@ -1377,7 +1377,7 @@ def test_the_options_of_the_recipes_are_these():
         "label_smoothing",
         "experts": f"{trained} net experts top_k router balance_weight label_smoothing",
         "kernels": f"{trained} net method kernels label_smoothing",
-        "pkkd": f"{trained} net alpha beta features".replace(" init ", " "),
+        "pkkd": f"{trained} net local_rate alpha beta features".replace(" init ", " "),
         "drnet": f"{trained} net depths sizes schedule target gate_fraction choose_epochs "
         "label_smoothing",
         "netgraft": f"{common} {teachers} student keep unlabeled shots blocks schedule views "
