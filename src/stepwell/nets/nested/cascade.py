@@ -87,15 +87,12 @@ class Cascade:
                 "has none: `stepwell eval RUN --cascade --criterion learned --save` fits them"
             )
         for depth, own_weights in self.weights.items():
-            numbers = [*own_weights] if isinstance(own_weights, Iterable) else own_weights
-            if not (
-                isinstance(numbers, list)
-                and len(numbers) == LEARNED
-                and all(isinstance(w, Real) and math.isfinite(w) for w in numbers)
-            ):
+            numbers = [*own_weights] if isinstance(own_weights, Iterable) else []
+            finite = all(isinstance(w, Real) and math.isfinite(w) for w in numbers)
+            if len(numbers) != LEARNED or not finite:
                 raise ValueError(
-                    f"the weights of depth {depth!r} are {numbers!r}: a learned criterion has "
-                    f"{LEARNED} finite numbers, a bias and one a feature"
+                    f"the weights of depth {depth!r} are {numbers or own_weights!r}: a learned "
+                    f"criterion has {LEARNED} finite numbers, a bias and one a feature"
                 )
         self.net = net
         self.depths = (*(d for d in net.depths if d in thresholds), last)
