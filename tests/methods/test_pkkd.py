@@ -17,7 +17,9 @@ from stepwell.losses.kernels import gaussian_exponent, kernel_features
 from stepwell.methods.pkkd import ProgressiveKernelKD
 from stepwell.nets import build
 from stepwell.nets.adders.layers import adder_layers
-from stepwell.training.optim import scale_filter_gradients, sgd, with_local_rates
+from stepwell.nets.adders.tracing import LayerValues
+from stepwell.training.local_rates import scale_filter_gradients, with_local_rates
+from stepwell.training.optim import sgd
 from stepwell.types import Batch
 
 
@@ -79,7 +81,9 @@ def test_the_loss_is_that_of_the_equations(batch):
         copied._ours(copied.net.module, batch.images)[1],
         copied._theirs(copied.twin.module, batch.images)[1],
     ]
-    assert_close(copied._apart(0, *(v[name] for v in values)), (alone - target).square().mean())
+    assert_close(
+        copied._feature_distance(0, *(v[name] for v in values)), (alone - target).square().mean()
+    )
     # and the sum over all of them
     apart = 0.0
     for index, (name, layer) in enumerate(adder_layers(copied.net.module).items()):
@@ -225,3 +229,36 @@ def test_networks_that_are_no_twins_are_refused():
         ProgressiveKernelKD(build("resnet14", ["8"], adder=True), build("resnet14"))
     with pytest.raises(ValueError, match="alpha 1.5: must be between 0 and 1"):
         pair(alpha=1.5)
+    other = build("resnet8", num_classes=5)
+    other.module.layer1[0].conv1.stride = (2, 2)
+    with pytest.raises(ValueError, match="'layer1.0.conv1' has another stride or padding"):
+        ProgressiveKernelKD(net, other)
+    grouped = [build("mobilenet_v2", num_classes=5) for _ in range(2)]
+    with pytest.raises(ValueError, match="has 32 groups: features are of plain ones"):
+        ProgressiveKernelKD(*grouped, convolutional=True)
+
+
+def test_padding_by_words_is_that_by_numbers(batch):
+    twins = []
+    for padding in (1, "same"):
+        torch.manual_seed(0)
+        student, teacher = (build("resnet8", num_classes=5) for _ in range(2))
+        for convolution in [student.module.layer1[0].conv1, teacher.module.layer1[0].conv1]:
+            convolution.padding = padding if padding == "same" else (padding, padding)
+        twins.append(ProgressiveKernelKD(student, teacher, convolutional=True).training_step(batch))
+    assert_close(twins[0].logs["features"], twins[1].logs["features"])
+
+
+def test_layers_that_cannot_be_watched_are_refused():
+    class Unruly(nn.Sequential):
+        def forward(self, x):
+            return self[0](x) if x.sum() > 0 else x
+
+    class Idle(nn.Sequential):
+        def forward(self, x):
+            return 2 * x
+
+    with pytest.raises(ValueError, match="Unruly cannot be traced, so its layers give no features"):
+        LayerValues(Unruly(nn.ReLU()), ["0"])
+    with pytest.raises(ValueError, match="Idle does not run a layer '0'"):
+        LayerValues(Idle(nn.ReLU()), ["0"])

@@ -160,6 +160,17 @@ def test_nan_and_infinity_stay(kernel, monkeypatch):
 
 
 @pytest.mark.parametrize("kernel", [True, False])
+def test_nan_of_a_pixel_that_no_patch_covers_makes_none(kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr(operator, "library", lambda: None)
+    x = torch.randn(1, 2, 4, 4)
+    x[0, 0, 0, 3] = float("nan")  # the only patch ends before it
+    adder_conv2d(x.requires_grad_(), torch.randn(3, 2, 3, 3), stride=2).sum().backward()
+    assert x.grad[0, 0, 0, 3] == 0
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kernel", [True, False])
 def test_nan_of_a_filter_reaches_the_pixels_that_it_meets_alone(kernel, monkeypatch):
     if not kernel:
         monkeypatch.setattr(operator, "library", lambda: None)
@@ -396,7 +407,16 @@ def test_a_slow_compiler_and_an_empty_name_of_one(home, tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "COMPILE_TIMEOUT", 0.1)
     with pytest.warns(UserWarning, match="slow takes longer than 0.1 s"):
         assert compiled.library() is None
+    monkeypatch.setenv("CC", " ")
+    monkeypatch.setattr(compiled, "cache_folder", lambda: None)  # as where the user has no home
+    compiled.library.cache_clear()
+    with pytest.warns(UserWarning, match="kernel is not kept .there is no home folder"):
+        assert compiled.library().adder_lanes() == 16
+    monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        assert compiled.cache_folder() is None
     assert compiled.cache_folder() == Path.home() / ".cache" / "stepwell" / "kernels"
 
 

@@ -206,6 +206,10 @@ def test_what_cannot_add_is_refused_before_there_is_a_run(tmp_path):
         ({"net": "vit6"}, "VisionTransformer has no convolution to convert"),
         ({"net": "mobilenet_v2"}, "a convolution of 32 groups has no adder layer"),
         ({"alpha": 1.5}, "--alpha 1.5: must be between 0 and 1"),
+        (
+            {"optimizer": "adam", "local_rate": 6.0},
+            "--local-rate 6 has no effect with --optimizer adam",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             train("pkkd", data="digits", out=tmp_path / "r", **FEW | options)

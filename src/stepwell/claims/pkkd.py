@@ -132,9 +132,9 @@ STUDY = Study(
           "had 52.7 % at 0.2, 56.7 % at 0.6, 59.5 % at 2 and 55.3 % at a local rate of 6. At 2, PKKD "
           "had 57.3 %, with a tenth of the features' weight 57.0 %, with raw features 59.0 %, without "
           "features 58.7 %. Adder networks get their norms' statistics from training images at the "
-          "end, because their moving averages lag behind; convolutional networks keep the moving "
-          "averages. The seconds of training hold those of a twin, but not those of the trained "
-          "network that teaches by soft targets."),
+          "end, because their moving averages lag behind. Convolutional networks that are judged keep "
+          "the moving averages; twins do not. The seconds of training hold those of a twin, but not "
+          "those of the trained network that teaches by soft targets."),
     common={"data": "cifar10", "size": 16, "epochs": 30, "batch_size": 128, "val_fraction": 0.0,
             "clip": 0.0},
     quick={"data": "digits", "part": "1/8", "size": None, "epochs": 1, "batch_size": 64},

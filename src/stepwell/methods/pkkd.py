@@ -26,7 +26,7 @@ from torch.nn.functional import mse_loss
 from stepwell.losses import label_cross_entropy, soft_target_kl
 from stepwell.losses.kernels import gaussian_exponent, kernel_features, standardised
 from stepwell.methods.objective import Objective
-from stepwell.nets.adders.layers import AdderConv2d, adder_layers, two
+from stepwell.nets.adders.layers import AdderConv2d, adder_layers, padding_of, pair_of, peculiarity
 from stepwell.nets.adders.tracing import LayerValues
 from stepwell.nets.nested.net import NestedNet
 from stepwell.ranges import check_choice, check_numbers
@@ -54,7 +54,8 @@ class ProgressiveKernelKD(Objective):
 
     Raises:
         ValueError: a value is out of range; no such features; `net` has no adder layer, or sub-nets;
-            the twin has no convolution for a layer, or one of another shape.
+            the twin has no convolution for a layer, or one of another shape, stride or padding; one
+            has groups, dilation, or padding by other numbers than zeros.
     """
 
     def __init__(
@@ -97,12 +98,16 @@ class ProgressiveKernelKD(Objective):
             logs["kl"] = soft_target_kl(logits, target, self.temperature)
             loss = loss + (1 - self.alpha) * logs["kl"]
         if self.layers:
-            apart = [self._apart(i, ours[n], theirs[n]) for i, n in enumerate(self.layers)]
-            logs["features"] = torch.stack(apart).sum()
+            distances = [
+                self._feature_distance(i, ours[n], theirs[n]) for i, n in enumerate(self.layers)
+            ]
+            logs["features"] = torch.stack(distances).sum()
             loss = loss + self.beta * logs["features"]
         return Step(loss, logs)
 
-    def _apart(self, index: int, ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> Tensor:
+    def _feature_distance(
+        self, index: int, ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]
+    ) -> Tensor:
         """The distance of the features of one layer."""
         conv = self.twin.module.get_submodule(self.layers[index])
         layer = self.net.module.get_submodule(self.layers[index])
@@ -130,13 +135,17 @@ def _exponent(layer: nn.Module, values: tuple[Tensor, Tensor]) -> Tensor:
     inputs, outputs = values
     if layer.bias is not None:  # which is no part of the kernel, and lost in the norm
         outputs = outputs - layer.bias[:, None, None]
-    return gaussian_exponent(inputs, outputs, layer.weight, two(layer.stride), two(layer.padding))
+    return gaussian_exponent(inputs, outputs, layer.weight, pair_of(layer.stride), padding_of(layer))
 
 
 def _check_twin(name: str, layer: AdderConv2d | nn.Conv2d, conv: nn.Module | None) -> None:
     if not isinstance(conv, nn.Conv2d) or conv.weight.shape != layer.weight.shape:
         raise ValueError(f"the twin has no convolution {name!r} like the layer of this name")
-    if (conv.stride, conv.padding) != (layer.stride, layer.padding):
+    for convolution in (conv, layer):
+        if isinstance(convolution, nn.Conv2d) and (special := peculiarity(convolution)):
+            raise ValueError(f"the convolution {name!r} has {special}: features are of plain ones")
+    padding = padding_of(layer) if isinstance(layer, nn.Conv2d) else layer.padding
+    if (conv.stride, padding_of(conv)) != (layer.stride, padding):
         raise ValueError(f"the twin's convolution {name!r} has another stride or padding")
 
 

@@ -14,7 +14,7 @@ from stepwell.ops.adder import Gradient
 from stepwell.recipes import flags
 from stepwell.tasks import adders, classification
 from stepwell.training import Loop, fit
-from stepwell.training.optim import LOCAL_RATE, with_local_rates
+from stepwell.training.local_rates import LOCAL_RATE, with_local_rates
 from stepwell.training.optimisation import Optimisation
 
 
@@ -92,6 +92,11 @@ def pkkd(
     arguments = checked(locals())
     if adding.local_rate and ablation.gradient_factor != 1:
         raise ValueError("gradient_factor is for local_rate=0: the local rate sets the gradients' size")
+    if adding.local_rate not in (0, LOCAL_RATE) and training.optimizer != "sgd":
+        raise ValueError(
+            f"--local-rate {adding.local_rate:g} has no effect with --optimizer {training.optimizer}, "
+            "which divides each gradient by its own size: use sgd, or set --lr"
+        )
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net)
     net = net.removeprefix(ADDER)

@@ -29,8 +29,9 @@ from stepwell.ranges import check_numbers
 from stepwell.train_mode import train_unfrozen
 from stepwell.training.checkpoint import LAST, load_checked, read_checkpoint
 from stepwell.training.job import Job, Stream
+from stepwell.training.local_rates import suited
 from stepwell.training.loop import Loop
-from stepwell.training.optim import Optim, suited
+from stepwell.training.optim import Optim
 from stepwell.training.progress import Progress, tell
 from stepwell.training.run import Run
 

@@ -50,6 +50,8 @@ def test_a_layer_of_bytes_equals_the_formula(bits):
     expected = step * reference.forward(a, c, (2, 2), (1, 1))
     expected -= (weight - apart).abs().sum((1, 2, 3))[:, None, None]
     assert_close(found(x).double(), expected, rtol=1e-4, atol=1e-3)
+    silent = ByteAdderConv2d(layer, 0.0, 0.0, bits)(torch.zeros_like(x))  # whose inputs are all 0
+    assert_close(silent, layer(torch.zeros_like(x)).detach(), rtol=1e-5, atol=1e-4)
     with pytest.raises(ValueError, match="bits 9: bytes hold 2 to 8"):
         ByteAdderConv2d(layer, 0.0, 1.0, 9)
 

@@ -10,9 +10,9 @@ import torchvision
 import stepwell
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    net = stepwell.build("resnet14", ["8"], num_classes=3)
+@pytest.fixture(scope="module", params=[False, True])
+def file(request, tmp_path_factory):
+    net = stepwell.build("resnet14", ["8"], num_classes=3, adder=request.param)
     net.mark("trained")
     return stepwell.save(net, tmp_path_factory.mktemp("threads") / "net.safetensors")
 

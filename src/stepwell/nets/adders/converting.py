@@ -11,6 +11,7 @@ from stepwell.nets.adders.layers import AdderConv2d, NormedLinear, replace_layer
 from stepwell.nets.decisions.deciding import deciding_parts
 from stepwell.nets.nested.net import NestedNet
 from stepwell.nets.nested.plan import is_norm
+from stepwell.nets.nested.tracing import Tracer
 from stepwell.ops.adder import Gradient
 from stepwell.ranges import check_choice
 
@@ -118,8 +119,8 @@ def _no_adder_form(refused: Mapping[str, str]) -> NoAdderFormError:
     )
 
 
-class _Tracer(fx.Tracer):
-    """Do not trace into norms; those of other libraries may have parts."""
+class _Tracer(Tracer):
+    """Does not trace into norms; those of other libraries may have parts."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_norm(m) or super().is_leaf_module(m, module_qualified_name)

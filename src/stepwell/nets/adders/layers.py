@@ -36,15 +36,11 @@ class AdderConv2d(nn.Module):
             raise ValueError(f"a {type(conv).__name__} is no plain nn.Conv2d, so it has no adder layer")
         if conv._forward_hooks or conv._forward_pre_hooks:
             raise ValueError("a convolution with hooks, such as pruning's, would lose them")
-        if conv.groups != 1:
-            raise ValueError(f"a convolution of {conv.groups} groups has no adder layer")
-        if conv.dilation != (1, 1):
-            raise ValueError(f"a convolution of dilation {conv.dilation} has no adder layer")
-        if conv.padding_mode != "zeros":
-            raise ValueError(f"a convolution of padding mode {conv.padding_mode!r} has no adder layer")
+        if special := peculiarity(conv):
+            raise ValueError(f"a convolution of {special} has no adder layer")
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        self.kernel_size, self.stride = conv.kernel_size, two(conv.stride)
-        self.padding = _padding(conv)
+        self.kernel_size, self.stride = conv.kernel_size, pair_of(conv.stride)
+        self.padding = padding_of(conv)
         self.gradient: Gradient = gradient
         self.weight = nn.Parameter(torch.empty_like(conv.weight))
         self.reset_parameters()
@@ -65,15 +61,25 @@ class AdderConv2d(nn.Module):
         return f"{sizes}, stride={self.stride}, padding={self.padding}"
 
 
-def two(numbers: tuple[int, ...] | str) -> tuple[int, int]:
+def peculiarity(conv: nn.Conv2d) -> str:
+    """Groups, dilation or a padding mode, which no adder layer has; "" for a plain convolution."""
+    if conv.groups != 1:
+        return f"{conv.groups} groups"
+    if conv.dilation != (1, 1):
+        return f"dilation {conv.dilation}"
+    return f"padding mode {conv.padding_mode!r}" if conv.padding_mode != "zeros" else ""
+
+
+def pair_of(numbers: tuple[int, ...] | str) -> tuple[int, int]:
     """A stride or padding of two numbers, as torch's layers hold it."""
     assert not isinstance(numbers, str)
     return numbers[0], numbers[1]
 
 
-def _padding(conv: nn.Conv2d) -> tuple[int, int]:
+def padding_of(conv: nn.Conv2d) -> tuple[int, int]:
+    """The rows and columns of zeros on each side; ValueError where the sides differ."""
     if not isinstance(conv.padding, str):
-        return two(conv.padding)
+        return pair_of(conv.padding)
     high, wide = conv.kernel_size
     if conv.padding == "valid":
         return 0, 0

@@ -85,8 +85,8 @@ class ByteAdderConv2d(nn.Module):
         self.scale = (high - low) / self.levels or 1.0  # all inputs may be 0
         self.zero = round(-low / self.scale)
         weight = layer.weight.detach().float()
-        ends = -self.zero * self.scale, (self.levels - self.zero) * self.scale
-        clipped = weight.clamp(*ends)
+        least, most = -self.zero * self.scale, (self.levels - self.zero) * self.scale
+        clipped = weight.clamp(least, most if high > low else least)
         self.register_buffer("weight", self.quantised(clipped))
         self.register_buffer("bias", -(weight - clipped).abs().sum((1, 2, 3)))
 

@@ -37,7 +37,7 @@ class UnloadableError(OSError):
 
 @functools.cache
 def library(extra_flags: Sequence[str] = ()) -> ctypes.CDLL | None:
-    """The kernels, compiled with `extra_flags`; None with one warning where that is impossible."""
+    """The kernels, compiled with `extra_flags`; warns once and returns None if that fails."""
     try:
         try:
             return _load(_file(extra_flags))
@@ -79,10 +79,18 @@ def _open(file: Path) -> ctypes.CDLL:
     return opened
 
 
-def cache_folder() -> Path:
-    """The folder of compiled kernels; as XDG's rules ask, a relative XDG_CACHE_HOME does not count."""
+def cache_folder() -> Path | None:
+    """The folder of compiled kernels; None where the user has no home folder.
+
+    As XDG's rules ask, a relative XDG_CACHE_HOME does not count.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "stepwell" / "kernels"
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return base / "stepwell" / "kernels"
 
 
 def _file(extra_flags: Sequence[str]) -> Path:
@@ -96,12 +104,16 @@ def _file(extra_flags: Sequence[str]) -> Path:
     key, version = hash_of(made_from), compiler_version()
     any_compiler, key = key, f"{key}-{hash_of(version)}"
     folder = cache_folder()
-    if os.path.isdir(folder):  # False, too, for a name that the system cannot have
+    if folder and os.path.isdir(folder):  # False, too, for a name that the system cannot have
         for file in sorted(folder.glob(f"adder-{key if version else any_compiler}-*.so")):
             if file.is_file() and file.name == _name(file.name.rpartition("-")[0], file.read_bytes()):
                 return file
     binary = compile_source(extra_flags)
-    file = folder / _name(f"adder-{key}", binary)
+    name = _name(f"adder-{key}", binary)
+    if folder is None:
+        _note_copy("is not kept (there is no home folder)")
+        return _copied(name, binary)
+    file = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for damaged in folder.glob(f"adder-{key}-*.so"):
@@ -165,9 +177,9 @@ def compile_source(extra_flags: Sequence[str] = ()) -> bytes:
         except OSError as error:
             raise CompileError(f"{compiler}: {error}") from error
         if done.returncode or not out.is_file():
-            said = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
-            wrong = next((line for line in said if "error" in line), said[0])
-            raise CompileError(f"{compiler} fails: {wrong}")
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
+            message = next((line for line in lines if "error" in line), lines[0])
+            raise CompileError(f"{compiler} fails: {message}")
         return out.read_bytes()
 
 

@@ -23,6 +23,8 @@ from stepwell.ops.adder.reference import (
 
 #: Fewer pairs of numbers than this are the work of one thread.
 PARALLEL = 1_000_000
+#: Rows of all images at most: the kernels count them in 32 bits.
+MOST_ROWS = (1 << 31) - 1
 
 
 class _Layer(ctypes.Structure):
@@ -48,6 +50,8 @@ def _call(
     if not out.numel():
         return
     images, _, _, channels, filters, *window, _, _, _, _, high, wide = sizes
+    if images * max(shape[2], high) > MOST_ROWS:
+        raise ValueError(f"{images:,} images of {max(shape[2], high):,} rows: use a smaller batch")
     pairs = images * channels * filters * prod(window) * high * wide
     threads = torch.get_num_threads() if pairs >= PARALLEL else 1
     if getattr(library, f"adder_{name}")(ctypes.byref(_Layer(*sizes, op, zero, *pointers)), threads):
@@ -86,7 +90,9 @@ class Kernels:
         gradient: Gradient,
     ) -> Maps:  # fmt: skip
         """Gradient of the input, in float32, with channels last; "clipped" or "sign"."""
-        if not weight.isfinite().all():  # a product with the zeros around `grad` could be NaN
+        maps = nhwc(x.float())
+        # a product with the zeros around `grad` could be NaN; a sum is NaN if a number is
+        if not weight.isfinite().all() or maps.sum().isnan():
             return input_gradient(grad, x, weight, stride, padding, gradient)
         lanes = self.library.adder_lanes()
         # (filters, height, width, channels) -> vectors of channels, (height, width, filters, lanes)
@@ -97,7 +103,7 @@ class Kernels:
         )
         _call(
             "input_gradient", self.library, x.shape, weight.shape, stride, padding, out,
-            x=nhwc(x.float()), weight=packed, grad=nhwc(grad.float()), op=int(gradient == "sign"),
+            x=maps, weight=packed, grad=nhwc(grad.float()), op=int(gradient == "sign"),
         )  # fmt: skip
         return out.permute(0, 3, 1, 2)
 

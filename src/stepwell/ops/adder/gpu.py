@@ -21,7 +21,7 @@ from stepwell.ops.adder.reference import (
 
 #: Positions and filters (of the gradient: and channels) of a block, at most.
 BLOCK = 64
-#: Below 16, a block would not fill a warp.
+#: Narrowest block: a narrower one leaves a part of a warp idle.
 LEAST = 16
 
 

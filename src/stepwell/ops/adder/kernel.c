@@ -87,7 +87,7 @@ static int parallel(const Layer *layer, Work work, int units, size_t scratch, in
     threads = threads > 64 ? 64 : threads;
     threads = threads > units ? units : threads;
     Parallel *openmp = NULL;
-#ifndef NO_OPENMP  // which a test sets
+#ifndef NO_OPENMP  // a test sets it
     if (threads > 1) openmp = (Parallel *)dlsym(RTLD_DEFAULT, "GOMP_parallel");
 #endif
     if (openmp) {
@@ -196,7 +196,7 @@ static void forward_4(int r, const Layer *l, const float *x, const float *f, flo
 #endif
 
 // The pixels of block `b` of `blocks` nearly equal ones
-static int share(int all, int blocks, int b) { return (int)((int64_t)all * b / blocks); }
+static int block_start(int all, int blocks, int b) { return (int)((int64_t)all * b / blocks); }
 
 static void forward_row(const Layer *l, int unit, char *scratch) {
     const int image = unit / l->out_h, y = unit % l->out_h;
@@ -214,7 +214,7 @@ static void forward_row(const Layer *l, int unit, char *scratch) {
         const float *f = (const float *)l->weight + (size_t)v * LANES * l->kernel_h * l->kernel_w * l->channels;
         const int blocks = (l->out_w + most - 1) / most;
         for (int b = 0; b < blocks; b++) {
-            const int first = share(l->out_w, blocks, b), r = share(l->out_w, blocks, b + 1) - first;
+            const int first = block_start(l->out_w, blocks, b), r = block_start(l->out_w, blocks, b + 1) - first;
             const float *x = rows + (size_t)first * l->stride_w * l->channels;
             float *to = out + (size_t)first * columns + v * LANES;
             if (width == 1) forward_1(r, l, x, f, to);
@@ -329,7 +329,7 @@ static void input_gradient_row(const Layer *l, int unit, char *scratch) {
             const int pixels = (l->width - residue + l->stride_w - 1) / l->stride_w;
             const int most = width == 2 ? REST : LANES == 16 ? 8 : 4, blocks = (pixels + most - 1) / most;
             for (int b = 0; b < blocks; b++) {
-                const int first = share(pixels, blocks, b), r = share(pixels, blocks, b + 1) - first;
+                const int first = block_start(pixels, blocks, b), r = block_start(pixels, blocks, b + 1) - first;
                 p.taps = 0;
                 for (int i = 0; i < l->kernel_h; i++) {
                     const int at = y + l->padding_h - i;

@@ -84,7 +84,7 @@ def forward(x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
 
 
 def by_taps(x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
-    """The same by plain operators, a position of the window at a time, for graphs of other tools."""
+    """`forward` by operators that exported graphs have, a position of the window at a time."""
     (top, side), (down, across) = padding, stride
     height, width = out_size(x.shape[2:], weight.shape[2:], stride, padding)
     padded, total = pad(x, (side, side, top, top)), None
@@ -101,7 +101,7 @@ def by_taps(x: Maps, weight: Filters, stride: Pair, padding: Pair) -> Maps:
 def _distances(
     x: Maps, weight: Filters, stride: Pair, padding: Pair
 ) -> Float[Tensor, "batch _ positions"]:
-    """The same by `torch.cdist`, the fastest of torch's own on a CPU, a few images at a time."""
+    """`forward` by `torch.cdist`, the fastest of torch's own on a CPU, a few images at a time."""
     flat = weight.flatten(1)
     numbers = flat.shape[1] * x.shape[2] * x.shape[3]
     distances = []
@@ -114,7 +114,10 @@ def _distances(
 def weight_gradient(
     grad: Maps, x: Maps, weight: Filters, stride: Pair, padding: Pair, gradient: Gradient
 ) -> Filters:
-    """Gradient of the filters; see above."""
+    """gF of the module's docstring, in the shape of the filters.
+
+    On a GPU its first product has the precision that torch's convolutions have there (TF32 by default).
+    """
     grad, x, weight = wide(grad, x, weight)
     if gradient != "sign":
         mask = [False, True, False]
@@ -132,7 +135,7 @@ def weight_gradient(
 def input_gradient(
     grad: Maps, x: Maps, weight: Filters, stride: Pair, padding: Pair, gradient: Gradient
 ) -> Maps:
-    """Gradient of the input; see above."""
+    """gX of the module's docstring, in the shape of the maps."""
     grad, x, weight = wide(grad, x, weight)
     patches = _patches(x, weight, stride, padding)
     total = torch.zeros_like(patches)
