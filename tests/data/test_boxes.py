@@ -83,6 +83,8 @@ def with_box(box, **more):
         (with_box([1, 2, 5, 5], image_id=77), "annotation 99 is of image 77, which is not listed"),
         (again(id=50), "lists image train-1.png .* twice, by its file"),
         (again(file_name="a.png"), "twice, by its id"),
+        (again(id=50, file_name="./train-1.png"), "twice, as train-1.png and as ./train-1.png"),
+        (more(id=1 << 70, file_name="a.png"), r"image .* needs an id \(a number\) and a file_name"),
         (more(id=9, file_name="no.png"), "1 of 9 images that do not exist, .*no.png"),
         (more(id=9, file_name="../x.png"), "x.png may lie outside of"),
         ({"images": turned}, "train-1.png has 64 × 48 pixels as viewers"),
@@ -141,7 +143,12 @@ def test_what_can_be_repaired_is_repaired_and_told(root):
         root / "train.json",
         annotations=lambda rows: [*rows, *({"id": 50 + i} | row for i, row in enumerate(more))],
         images=lambda rows: [*rows, {"id": 20, "file_name": "empty.png"}],
-        categories=lambda rows: [*rows, {"id": 0, "name": "background"}, {"id": 8, "name": "star"}],
+        categories=lambda rows: [
+            *rows,
+            {"id": 0, "name": "Background"},
+            {"id": 9, "name": "N/A"},
+            {"id": 8, "name": "star"},
+        ],
     )
     Image.new("RGB", (40, 30)).save(root / "images" / "empty.png")
     found = read(root)
@@ -154,7 +161,7 @@ def test_what_can_be_repaired_is_repaired_and_told(root):
     for words in (
         "boxes of no area were left out: 1, of train-2.png", "cut at its edge: 1, of train-1.png",
         "1 of 9 images have no box and count as background, empty.png", "1 crowd regions",
-        "category background has no box", "has no box of star",
+        "category Background has no box", "category N/A has no box", "has no box of star",
     ):  # fmt: skip
         assert words in notes
 
@@ -171,6 +178,8 @@ def test_test_parts_have_the_classes_of_training_and_none_of_its_images(root):
     test = read(root, "test", classes=train.classes)
     assert test.truth[0].labels.tolist() == [1, 1]
     assert test.results(test.truth)[0]["category_id"] == 1
+    change(root / "test.json", categories=[{"id": 1, "name": "Disc"}, {"id": 2, "name": " square"}])
+    assert read(root, "test", classes=train.classes).truth[0].labels.tolist() == [1, 1]
     change(root / "test.json", categories=[{"id": 1, "name": "star"}])
     with pytest.raises(ValueError, match="boxes of star, which no training image has"):
         read(root, "test", classes=train.classes)
@@ -199,6 +208,17 @@ def test_images_of_one_name_in_two_folders_need_their_path(root):
     assert [file.parent.name for file in read(root, "two").files] == ["a", "b"]
     change(root / "two.json", images=[{"id": 1, "file_name": "images/a/same.png"}])  # from the json on
     assert [file.parent.name for file in read(root, "two").files] == ["a"]
+
+
+def test_drawn_parts_without_a_box_are_refused(root):
+    aside = {file.name for file in read_parts(root).test.files}
+    listed = json.loads((root / "train.json").read_text())["images"]
+    empty = {entry["id"] for entry in listed if entry["file_name"] in aside}
+    change(
+        root / "train.json", annotations=lambda rows: [r for r in rows if r["image_id"] not in empty]
+    )
+    with pytest.raises(ValueError, match="images set aside for testing have no box, .* with --test"):
+        read_parts(root)
 
 
 def test_copies_of_an_image_stay_in_one_part(root):

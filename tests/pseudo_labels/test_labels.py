@@ -68,6 +68,9 @@ def test_matches_take_the_best_box_once_and_leave_crowds_out():
     assert seen.true.tolist() == [1, 1]
     assert seen.labels.tolist() == [0, 0, 1, 0]  # the box in the crowd counts for nothing
     assert seen.right.tolist() == [True, False, False, False]
+    # of the second box, less than half lies in the crowd; the third is of another class
+    near = Boxes.of([[35, 0, 45, 10], [34, 0, 45, 10], [45, 0, 50, 10]], [0, 0, 1], [0.9, 0.8, 0.7])
+    assert matched([near], [truth], 2).scores.tolist() == pytest.approx([0.8, 0.7])
 
 
 def test_thresholds_by_hand():
@@ -118,7 +121,6 @@ def test_classes_merge_by_name_and_by_rename():
     ({"renames": ["3:dog=cat"]}, "2:OLD=NEW for the second of 1 teachers"),
     ({"renames": ["cow=cat"]}, "a teacher has no class 'cow'; there are cat, dog"),
     ({"renames": ["1:cow=cat"]}, "teacher a has no class 'cow'"),
-    ({"renames": ["dog=cat"]}, "two classes of a have the name 'cat'"),
     ({"chosen": ["cow"]}, "--classes cow: no teacher has it"),
     ({"labels": ["cow"], "chosen": ["cow"]}, "a has no class that is trained here"),
     ({"labels": ["cow", "Cow"]}, "two classes of the labels have the name 'cow': rename one"),
@@ -126,6 +128,16 @@ def test_classes_merge_by_name_and_by_rename():
 def test_classes_that_cannot_merge_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         merged({"a": ["cat", "dog"]}, **arguments)
+
+
+def test_a_rename_joins_classes_of_one_teacher():
+    found = merged({"a": ["car", "truck", "vehicle"]}, renames=["car=vehicle", "truck=vehicle"])
+    assert found.names == ("vehicle",)
+    assert found.maps[0].tolist() == [0, 0, 0]
+    twice = {"a": ["Car", "car"]}
+    with pytest.raises(ValueError, match="of a have the name 'Car': join them with --rename Car=Car"):
+        merged(twice)
+    assert merged(twice, renames=["Car=Car"]).maps[0].tolist() == [0, 0]
 
 
 def test_a_store_labels_an_image_once_and_other_tools_open_it(data, teacher, tmp_path, monkeypatch):
@@ -213,11 +225,18 @@ def test_labels_have_thresholds_a_band_and_classes_that_nobody_knows(data, teach
         nothing.settle(images, found)
     with pytest.raises(ValueError, match="guesser: no box in 6 images, of any score"):
         nothing.settle(images, [[NOTHING] * 6])
+    with pytest.raises(ValueError, match="guesser: all boxes in 6 images have a score of 0"):
+        nothing.settle(images, [[own._replace(scores=own.scores * 0) for own in found[0]]])
     with pytest.raises(ValueError, match="--thresholds f1 and --calibrate need labelled images"):
         Judge(["guesser"], categories, Making(thresholds="f1"))
     right = [[own._replace(labels=own.labels + 1).chosen(own.labels == 0) for own in images.truth]]
     count = Judge(["guesser"], categories, Making(thresholds="count"), (images, right))
     count.settle(images, found)
+    low = [[own._replace(scores=own.scores * 0.3) for own in found[0]]]
+    f1 = Judge(["guesser"], categories, Making(thresholds="f1"), (images, right))
+    told = "no box reaches the threshold of its class, 0.5 or more, in 6 images; the best has 0.27"
+    with pytest.raises(ValueError, match=told):
+        f1.settle(images, low)
     half = [[own if i < 3 else None for i, own in enumerate(right[0])]]
     seen = Judge(["guesser"], categories, Making(thresholds="count"), (images, half))
     seen.settle(images, found)

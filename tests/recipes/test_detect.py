@@ -89,6 +89,23 @@ def test_eval_measures_the_runs_data_and_other_data(run, data):
     assert (code, "--cascade is not for a detector" in text) == (2, True)
 
 
+def test_a_drawn_test_part_stays_the_same_whatever_joins_the_data(data, tmp_path):
+    copy, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, copy)
+    (copy / "val.json").rename(tmp_path / "other.json")
+    (copy / "test.json").unlink()
+    with pytest.warns(UserWarning, match="of its images are set aside|no json lists 12 images"):
+        results = train("detect", data=str(copy), out=out, **SHORT | {"epochs": 1, "val_fraction": 0.0})
+    content = json.loads((copy / "train.json").read_text())
+    content["images"] += [{"id": 99, "file_name": "test-1.png"}, {"id": 98, "file_name": "test-2.png"}]
+    (copy / "train.json").write_text(json.dumps(content))
+    code, text = told("eval", out, "--json")
+    assert code == 0
+    measured = json.loads(text[: text.rindex("}") + 1])
+    assert measured["data"]["own"]
+    assert measured["test"] == pytest.approx(results["test"], abs=1e-6)
+
+
 def test_predict_writes_boxes_as_coco_csv_json_and_pictures(run, data, tmp_path):
     image = data / "images" / "test-1.png"
     Image.fromarray(np.full((30, 40, 3), 128, np.uint8)).save(tmp_path / "grey.png")

@@ -24,6 +24,8 @@ PARTS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": (
 INSIDE = "_annotations.coco.json"
 #: The test part of a run, if no file of its data holds it; and its entry for `BoxSet.known`.
 KEPT, KNOWN = "test.json", "known"
+#: What to do where drawn validation images have no box.
+NO_VALIDATION = "name a json with --valid, use a larger --val-fraction, or 0"
 #: Share of the images that is set aside where there is no test part.
 ASIDE = 0.2
 
@@ -56,12 +58,16 @@ class BoxFiles:
 
 
 class BoxParts(NamedTuple):
-    """The parts of images with boxes; `notes`: a line each about what was repaired."""
+    """The parts of images with boxes.
+
+    notes: a line each about what was repaired. drawn: no file holds the test part.
+    """
 
     train: BoxSet
     test: BoxSet
     validation: BoxSet | None
     notes: tuple[str, ...]
+    drawn: bool = False
 
 
 def read_parts(data: Path, files: BoxFiles = BoxFiles()) -> BoxParts:
@@ -73,7 +79,7 @@ def read_parts(data: Path, files: BoxFiles = BoxFiles()) -> BoxParts:
 
     Raises:
         ValueError: as for `read_boxes`; no json of a training part; a test or validation image is among
-            the training images.
+            the training images; the images set aside for testing have no box.
     """
     train_file = data if data.suffix == ".json" else _json_of(data, "train")
     if train_file is None:
@@ -91,10 +97,21 @@ def read_parts(data: Path, files: BoxFiles = BoxFiles()) -> BoxParts:
     if left := unlisted(folder, *read):
         shown = some([file.name for file in left])
         notes.append(f"{folder}: no json lists {len(left)} images, which are left out: {shown}")
+    drawn = test is None
     if test is None:
         train, test = train.split(ASIDE)
+        check_objects(test, "testing", "name a json with --test, or label more images")
         notes.append(f"{train_file} has no test part: {len(test)} of its images are set aside for it")
-    return BoxParts(train, test, validation, tuple(notes))
+    return BoxParts(train, test, validation, tuple(notes), drawn)
+
+
+def check_objects(part: BoxSet, purpose: str, remedy: str) -> None:
+    """Raise ValueError for images that were set aside and have no box to find."""
+    if not any(part.counts.values()):
+        raise ValueError(
+            f"the {len(part)} images set aside for {purpose} have no box, so nothing can be measured "
+            f"on them: {remedy}"
+        )
 
 
 def _measured_parts(
@@ -230,11 +247,13 @@ def read_pool(
         notes += copies_in(data, labelled)
     if labelled is not None and test is None:
         labelled, test = labelled.split(ASIDE)
+        check_objects(test, "testing", "name a json with --test, or label more images")
         notes.append(f"there is no test part: {len(test)} of the labelled images are set aside for it")
     if labelled is not None:
         labelled = drawn(labelled, fraction, seed)
     if labelled is not None and validation is None and val_fraction:
         labelled, validation = labelled.split(val_fraction)
+        check_objects(validation, "validation", NO_VALIDATION)
     images, left = _unlabelled_of(folder, classes, labelled, test, validation)
     return BoxPool(images, labelled, test, validation, (*notes, *left))
 

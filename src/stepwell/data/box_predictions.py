@@ -15,6 +15,7 @@ from stepwell.data.coco import (
     check_lists,
     check_size,
     is_id,
+    is_no_class,
     is_number,
     read_content,
     row_of,
@@ -73,6 +74,7 @@ def _predictions(source: Path, images: BoxSet) -> list[list[Row] | None]:
         file_names, file_ids = names, by_id
         if isinstance(content, dict) and content.keys() >= set(LISTS):
             check_lists(file, content)
+            content = _without_no_class(content, images.classes)
             file_names, _ = categories_of(file, content, images.classes)
             entries = {entry["id"]: entry for entry in content["images"] if is_id(entry.get("id"))}
             listed = {id: entry.get("file_name") for id, entry in entries.items()}
@@ -100,6 +102,17 @@ def _predictions(source: Path, images: BoxSet) -> list[list[Row] | None]:
             row = row_of(file, path, images.sizes[place], entry, file_names, images.classes)
             rows.setdefault(place, []).append(row._replace(score=float(score)))
     return [rows.get(i) for i in range(len(images))]
+
+
+def _without_no_class(content: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """A COCO json without the boxes of a background category, unless it is one of `classes`."""
+    none = [
+        entry.get("id")
+        for entry in content["categories"]
+        if isinstance(name := entry.get("name"), str) and is_no_class(name) and name not in classes
+    ]
+    rows = [entry for entry in content["annotations"] if entry.get("category_id") not in none]
+    return {**content, "annotations": rows}
 
 
 def _numbers_by_name(

@@ -27,6 +27,7 @@ from stepwell.data.coco import (
     check_lists,
     check_size,
     is_id,
+    is_number_of_entry,
     read_content,
     row_of,
 )
@@ -309,11 +310,12 @@ def _listed(
     """
     listed: dict[int, Path] = {}
     names: dict[str, int] = {}
+    places: dict[str, str] = {}
     missing = []
     by_name: dict[str, list[Path]] = {}
     for entry in entries:
         id, name = entry.get("id"), entry.get("file_name")
-        if type(id) is not int or not isinstance(name, str) or not name:
+        if not is_number_of_entry(id) or not isinstance(name, str) or not name:
             raise ValueError(f"{file}: image {entry!r:.80} needs an id (a number) and a file_name")
         if id in listed or name in names:
             again = "id" if id in listed else "file"
@@ -338,6 +340,11 @@ def _listed(
             if not same:
                 missing.append(path)
         listed[id] = path
+        if (place := abspath(path)) in places:
+            raise ValueError(
+                f"{file} lists image {path} twice, as {places[place]} and as {name}: remove one"
+            )
+        places[place] = name
     if missing:
         raise ValueError(
             f"{file} lists {len(missing)} of {len(listed)} images that do not exist, {some(missing)}: "

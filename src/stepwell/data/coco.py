@@ -2,9 +2,9 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
@@ -16,7 +16,8 @@ from stepwell.types import Boxes
 LARGEST = 1 << 30
 #: Least side of a box in pixels; a smaller one has no area.
 SMALLEST = 0.01
-_BACKGROUND = "background"
+#: Names in a list of categories that stand for no class, in small letters.
+NO_CLASS = ("", "__background__", "background", "no person", "n/a")
 #: Lists that a COCO json holds.
 LISTS = ("images", "annotations", "categories")
 
@@ -63,7 +64,7 @@ def categories_of(
     names: dict[int, str] = {}
     for entry in content["categories"]:
         id, name = entry.get("id"), entry.get("name")
-        if type(id) is not int or not isinstance(name, str) or not name.strip():
+        if not is_number_of_entry(id) or not isinstance(name, str) or not name.strip():
             raise ValueError(f"{file}: category {entry!r:.80} needs an id (a number) and a name")
         if id in names or name in names.values():
             raise ValueError(
@@ -74,11 +75,9 @@ def categories_of(
         entry.get("category_id") for entry in content["annotations"] if is_id(entry.get("category_id"))
     }
     notes = []
-    if background := [
-        i for i, name in names.items() if name.casefold() == _BACKGROUND and i not in used
-    ]:
-        del names[background[0]]
-        notes.append(f"{file}: category {_BACKGROUND} has no box and is no class here: it was left out")
+    for id in [i for i, name in names.items() if is_no_class(name) and i not in used]:
+        notes.append(f"{file}: category {names[id]} has no box and is no class here: it was left out")
+        del names[id]
     alike: dict[str, list[str]] = {}
     for name in names.values():
         alike.setdefault(" ".join(name.casefold().split()), []).append(name)
@@ -90,6 +89,7 @@ def categories_of(
     ]
     if not names:
         raise ValueError(f"{file} has no category: a detector needs one or more")
+    names = {id: _among(name, classes or (), names.values()) for id, name in names.items()}
     if classes is not None and (
         unknown := [names[i] for i in names if i in used and names[i] not in classes]
     ):
@@ -98,6 +98,23 @@ def categories_of(
             f"{some(list(classes))}"
         )
     return dict(sorted(names.items())), notes
+
+
+def is_no_class(name: str) -> bool:
+    """Check whether a category's name stands for no class."""
+    return name.strip().casefold() in NO_CLASS
+
+
+def class_key(name: str) -> str:
+    """The form in which names of classes are compared: small letters; spaces, - and _ are alike."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _among(name: str, classes: Sequence[str], others: Collection[str]) -> str:
+    """The name of the one class of `classes` that `name` means, if no other category means it."""
+    alike = [known for known in classes if class_key(known) == class_key(name)]
+    rivals = [other for other in others if class_key(other) == class_key(name)]
+    return alike[0] if name not in classes and len(alike) == len(rivals) == 1 else name
 
 
 def check_size(file: Path, path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -> None:
@@ -164,6 +181,11 @@ def is_number(value: Any) -> bool:
     """Check whether a value of a json file is a number that a float can hold."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and abs(value) <= sys.float_info.max  # a whole number may be larger than any float
+
+
+def is_number_of_entry(value: Any) -> TypeGuard[int]:
+    """Check whether a value can number an entry of a json: a whole number of 64 bits."""
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
 
 
 def is_id(value: Any) -> bool:

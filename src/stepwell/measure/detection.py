@@ -65,7 +65,8 @@ def intervals(examples: BoxSet, detections: Mapping[str, Sequence[Boxes]]) -> di
     numbers: dict[str, float] = {}
     for row, boxes in detections.items():
         low, high = precision_interval(truth, examples.results(examples.judged(boxes)))
-        numbers |= {f"{row}/ap_low": low, f"{row}/ap_high": high}
+        if low == low:  # images without a true box have none
+            numbers |= {f"{row}/ap_low": low, f"{row}/ap_high": high}
     return numbers
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from stepwell.data.coco import class_key
 from stepwell.measures import some
 
 #: Names at least this similar may mean one class.
@@ -51,36 +52,42 @@ def merged(
         chosen: the student's classes; all by default.
 
     Raises:
-        ValueError: a rename fits no class; two classes of one teacher, or of the labels, have one name;
+        ValueError: a rename fits no class; two classes of one teacher that no rename joins, or of the
+            labels, have one name;
             a chosen class is nobody's, or chosen twice; no teacher has a class of the student's.
     """
     teacher_classes = [[*classes] for classes in teachers.values()]
-    for rename in renames:
-        _rename(rename, teacher_classes, [*teachers])
+    renamed = {place for rename in renames for place in _rename(rename, teacher_classes, [*teachers])}
     names: dict[str, str] = {}
     sources = {"the labels": [*labels]} | dict(zip(teachers, teacher_classes, strict=True))
-    for source, classes in sources.items():
-        keys = [_key(name) for name in classes if name]
-        if twice := [name for name in classes if name and keys.count(_key(name)) > 1]:
-            many = source != "the labels"
-            fix = f"rename or leave out one with --rename {twice[0]}=" if many else "rename one"
-            raise ValueError(f"two classes of {source} have the name {twice[0]!r}: {fix}")
+    for i, (source, classes) in enumerate(sources.items(), -1):  # the labels are no teacher
+        # several classes that were renamed to one are meant to be one
+        own = [name for j, name in enumerate(classes) if name and (i, j) not in renamed]
+        keys = [class_key(name) for name in own]
+        if twice := [name for name in own if keys.count(class_key(name)) > 1]:
+            name = twice[0]
+            fix = "rename one"
+            if i >= 0:
+                fix = f"join them with --rename {name}={name}, or leave both out with --rename {name}="
+            raise ValueError(f"two classes of {source} have the name {name!r}: {fix}")
         for name in classes:
             if name:
-                names.setdefault(_key(name), name)
+                names.setdefault(class_key(name), name)
     if chosen:
-        if unknown := [name for name in chosen if _key(name) not in names]:
+        if unknown := [name for name in chosen if class_key(name) not in names]:
             raise ValueError(
                 f"--classes {unknown[0]}: no teacher has it, and no label; there are "
                 f"{some([*names.values()])}"
             )
-        keys = [_key(name) for name in chosen]
+        keys = [class_key(name) for name in chosen]
         if twice := [key for key in keys if keys.count(key) > 1]:
             same = " and ".join(n for n, key in zip(chosen, keys, strict=True) if key == twice[0])
             raise ValueError(f"--classes names one class twice: {same}; drop one of them")
         names = {key: names[key] for key in keys}
     at = {key: i for i, key in enumerate(names)}
-    maps = tuple(torch.tensor([at.get(_key(c), -1) if c else -1 for c in cs]) for cs in teacher_classes)
+    maps = tuple(
+        torch.tensor([at.get(class_key(c), -1) if c else -1 for c in cs]) for cs in teacher_classes
+    )
     for teacher, own_map in zip(teachers, maps, strict=True):
         if not (own_map >= 0).any():
             raise ValueError(
@@ -88,13 +95,15 @@ def merged(
                 "classes with --classes, or map them with --rename OLD=NEW"
             )
     of_labels = torch.zeros(len(names), dtype=torch.bool)
-    of_labels[[at[_key(name)] for name in labels if _key(name) in at]] = True
+    of_labels[[at[class_key(name)] for name in labels if class_key(name) in at]] = True
     categories = Categories(tuple(names.values()), maps, of_labels, ())
     return categories._replace(notes=_notes(categories, sources))
 
 
-def _rename(rename: str, teacher_classes: list[list[str]], teachers: Sequence[str]) -> None:
-    """Give classes of teachers another name."""
+def _rename(
+    rename: str, teacher_classes: list[list[str]], teachers: Sequence[str]
+) -> list[tuple[int, int]]:
+    """Give classes of teachers another name; gives the teacher and place of each."""
     which, colon, rest = rename.partition(":")
     number = int(which) if colon and which.isdecimal() else None
     old, equals, new = (rest if number is not None else rename).partition("=")
@@ -103,12 +112,13 @@ def _rename(rename: str, teacher_classes: list[list[str]], teachers: Sequence[st
             f"--rename {rename}: write OLD=NEW, OLD= to leave a class out, or 2:OLD=NEW for the second "
             f"of {len(teacher_classes)} teachers"
         )
-    hit = False
+    hits = []
     for i, classes in enumerate(teacher_classes):
         for j, name in enumerate(classes):
-            if name and _key(name) == _key(old) and number in (None, i + 1):
-                classes[j], hit = new.strip(), True
-    if not hit:
+            if name and class_key(name) == class_key(old) and number in (None, i + 1):
+                classes[j] = new.strip()
+                hits.append((i, j))
+    if not hits:
         who = f"teacher {teachers[number - 1]}" if number else "a teacher"
         known = [
             name
@@ -117,17 +127,13 @@ def _rename(rename: str, teacher_classes: list[list[str]], teachers: Sequence[st
             for name in classes
         ]
         raise ValueError(f"--rename {rename}: {who} has no class {old!r}; there are {some(known)}")
-
-
-def _key(name: str) -> str:
-    """The form in which names are compared."""
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    return hits
 
 
 def _notes(categories: Categories, sources: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """Lines about classes that one source alone has, and names that may mean one class."""
     notes = []
-    known = {name: {_key(c) for c in classes if c} for name, classes in sources.items()}
+    known = {name: {class_key(c) for c in classes if c} for name, classes in sources.items()}
     seen = categories.covers
     if nobody := [n for i, n in enumerate(categories.names) if not seen[:, i].any()]:
         notes.append(
@@ -146,7 +152,7 @@ def _notes(categories: Categories, sources: Mapping[str, Sequence[str]]) -> tupl
         for other, theirs in [*names.items()][i + 1 :]
         for a in mine
         for b in theirs
-        if _key(a) not in known[other] and _key(b) not in known[source] and _similar(a, b)
+        if class_key(a) not in known[other] and class_key(b) not in known[source] and _similar(a, b)
     ]
     if pairs:
         notes.append(
@@ -157,4 +163,4 @@ def _notes(categories: Categories, sources: Mapping[str, Sequence[str]]) -> tupl
 
 
 def _similar(a: str, b: str) -> bool:
-    return SequenceMatcher(None, _key(a), _key(b)).ratio() >= SIMILAR
+    return SequenceMatcher(None, class_key(a), class_key(b)).ratio() >= SIMILAR

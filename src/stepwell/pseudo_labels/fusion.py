@@ -30,7 +30,7 @@ def fuse(
     Boxes of one class in one image join, best first, the fused box that overlaps them most, if by more
     than `overlap`. A fused box is the mean of its boxes, weighted by their scores; its score is their
     mean score times min(boxes, n) / n, where n teachers cover the class in the image. Boxes of a class
-    with one such teacher stay as they are.
+    with one such teacher stay as they are. Boxes with a score of 0 are left out.
 
     Args:
         predictions: of each teacher, the boxes of each image, with labels of the common classes.
@@ -40,6 +40,8 @@ def fuse(
         ValueError: a teacher has a box of a class that it does not cover.
     """
     teachers, images, classes = covers.shape
+    # a mean weighted by scores of 0 would be no number
+    predictions = [[boxes.chosen(boxes.scores > 0) for boxes in row] for row in predictions]
     counts = [boxes.total for row in predictions for boxes in row]
     image = np.repeat(np.tile(np.arange(images), teachers), counts)
     teacher = np.repeat(np.repeat(np.arange(teachers), images), counts)

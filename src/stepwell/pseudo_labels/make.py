@@ -210,13 +210,19 @@ class Judge:
                 f"{who}: no box in {images} images, of any score: name another teacher, or other images"
             )
         best = float(scores.max())
+        if not best:
+            raise ValueError(
+                f"{who}: all boxes in {images} images have a score of 0: name another teacher"
+            )
         digit = 10.0 ** math.floor(math.log10(0.9 * best))
         lower = round(math.floor(0.9 * best / digit) * digit, 10)  # rounded down: the best reaches it
         count = int((scores >= lower).sum())
+        limit = f"--min-score {self.making.min_score:g}"
+        if self.making.thresholds != "fixed":
+            limit = f"the threshold of its class, {float(self.limits.min()):.3g} or more,"
         raise ValueError(
-            f"{who}: no box reaches --min-score {self.making.min_score:g} in {images} images; the best "
-            f"has {best:.3g}, and from {lower:g} on there would be {count}: set --thresholds fixed "
-            f"--min-score {lower:g}"
+            f"{who}: no box reaches {limit} in {images} images; the best has {best:.3g}, and from "
+            f"{lower:g} on there would be {count}: set --thresholds fixed --min-score {lower:g}"
         )
 
     def _record(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stepwell.data.box_batches import BoxBatches, decode, restored
 from stepwell.data.box_predictions import predictions_for
 from stepwell.data.boxes import BoxSet
-from stepwell.data.coco import read_content
+from stepwell.data.coco import is_no_class, read_content
 from stepwell.files import read_json
 from stepwell.measure.detection import detect
 from stepwell.nets.detection.file import load_detector
@@ -31,8 +31,6 @@ KINDS = (
     "torchvision's NAME"
 )
 PREFIX = "torchvision/"
-#: Names in a list of categories that stand for no class.
-NO_CLASS = ("", "__background__", "background", "no person", "N/A")
 #: Images that a detector gets at a time.
 BATCH = 16
 
@@ -93,11 +91,11 @@ def module_teacher(
     Args:
         module: maps a list of images (3, height, width) in [0, 1] to a list of dicts with "boxes" (in
             pixels), "labels" and "scores".
-        classes: names by label; those of `NO_CLASS` are no class.
+        classes: names by label; those of `stepwell.data.coco.NO_CLASS` are no class.
         size: longer side to which images are scaled before; their own by default.
         mark: a hash of the module's weights.
     """
-    names = tuple("" if name in NO_CLASS else name for name in classes)
+    names = tuple("" if is_no_class(name) else name for name in classes)
     module = module.eval().requires_grad_(False)
     load = partial(Pixels, size=size)
     return BoxTeacher(name, f"{mark}:{size}", names, load, partial(_by_module, module))
@@ -247,7 +245,7 @@ def _predictions(name: str, path: Path, known: BoxSet | None) -> BoxTeacher:
                 f"{file} does not say the names of its categories: give a COCO json with images, "
                 "categories and scored annotations, or name --labels with the same ids"
             )
-        classes += [n for n in names if n not in classes and n not in NO_CLASS]
+        classes += [n for n in names if n not in classes and not is_no_class(n)]
     find = partial(predictions_for, path, classes=tuple(classes), known=known)
     return BoxTeacher(name, mark.hexdigest()[:16], tuple(classes), lambda x: x, find, keeps=False)
 

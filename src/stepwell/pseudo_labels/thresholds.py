@@ -20,7 +20,7 @@ _EDGE = 1e-4
 class Matches(NamedTuple):
     """Predicted boxes beside true ones.
 
-    labels, scores, right: of each predicted box; a box that lies in a crowd region is left out.
+    labels, scores, right: of each predicted box; one that lies by half in a crowd region is left out.
     true: number of true boxes of each class.
     """
 
@@ -45,11 +45,22 @@ def matched(predictions: Sequence[Boxes], truth: Sequence[Boxes], classes: int) 
             if free[best] and near[i, best] >= OVERLAP:
                 right[i], free[best] = True, False
         if true.crowd.any() and boxes.total:
-            inside = (near[:, true.crowd] > 0).any(1) & ~right
+            crowds = true.boxes[true.crowd], true.labels[true.crowd]
+            inside = _lies_in(boxes, *crowds) & ~right
         rows.append((boxes.labels[~inside], boxes.scores[~inside], right[~inside]))
     labels, scores, hits = (torch.cat(values) for values in zip(*rows, strict=True))
     counted = torch.cat([true.labels[~true.crowd] for true in truth])
     return Matches(labels, scores, hits, torch.bincount(counted, minlength=classes))
+
+
+def _lies_in(boxes: Boxes, regions: Tensor, labels: Tensor) -> Bool[Tensor, " n"]:
+    """Check which boxes have half of their area or more, as COCO asks, in a region of their class."""
+    corners = boxes.boxes[:, None]
+    low = torch.maximum(corners[..., :2], regions[:, :2])
+    high = torch.minimum(corners[..., 2:], regions[:, 2:])
+    shared = (high - low).clamp(min=0).prod(2)
+    area = (corners[..., 2:] - corners[..., :2]).prod(2)
+    return ((shared >= OVERLAP * area) & (boxes.labels[:, None] == labels)).any(1)
 
 
 def best_f1(matches: Matches, fallback: float) -> Float[Tensor, " classes"]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 
-from stepwell.data.box_files import BoxFiles
+from stepwell.data.box_files import BoxFiles, keep_test
 from stepwell.flags import Flags, checked, flag
 from stepwell.methods import Detection
 from stepwell.recipes import flags
@@ -77,6 +77,8 @@ def detect(
     )  # fmt: skip
     inputs = kind.prepare(parts, boxes, training, data, init)
     with open_task("detect", out, loop, arguments, inputs) as task:
+        if parts.drawn and task.run.writes:
+            keep_test(task.run.path, parts.test)
         objective = Detection(detector, teach=training.teach)
         fit(
             objective, task.train, training.optim(), task.run, phase="train", loop=loop,

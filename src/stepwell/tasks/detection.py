@@ -11,7 +11,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from stepwell.data.box_batches import MEAN, STD, BoxBatches, scaled
-from stepwell.data.box_files import BoxFiles, BoxParts, read_parts
+from stepwell.data.box_files import NO_VALIDATION, BoxFiles, BoxParts, check_objects, read_parts
 from stepwell.data.boxes import BoxSet
 from stepwell.data.preprocess import whole
 from stepwell.device import device_name
@@ -108,6 +108,7 @@ def prepare(
     train, validation = parts.train, parts.validation
     if validation is None and training.val_fraction:
         train, validation = train.split(training.val_fraction)
+        check_objects(validation, "validation", NO_VALIDATION)
     check_patience(training, validation is not None)
     assert training.batch_size is not None
     batches = BoxBatches(

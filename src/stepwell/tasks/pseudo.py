@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 import torch
 
 from stepwell.data.box_batches import BoxBatches
-from stepwell.data.box_files import ASIDE, BoxFiles, BoxPool, keep_test, read_labels, read_pool
+from stepwell.data.box_files import (
+    ASIDE,
+    BoxFiles,
+    BoxPool,
+    check_objects,
+    keep_test,
+    read_labels,
+    read_pool,
+)
 from stepwell.data.boxes import BoxSet
 from stepwell.files import write_whole
 from stepwell.measure.detection import precisions
@@ -39,6 +47,8 @@ from stepwell.types import Boxes
 
 #: The labels that teachers made of the training images, in a run.
 LABELS = "pseudo_labels.json"
+#: What the parts that teachers label are for, in words.
+PURPOSES = {"test": "testing", "validation": "validation"}
 #: Validation images from which on they alone decide thresholds.
 ENOUGH = 20
 
@@ -284,6 +294,12 @@ def label(
     for name, batches in parts.items():
         if batches is not None and not batches.examples.labelled:
             guessed = judge.made(batches.examples, predictions(batches.examples, name)).images
+            check_objects(
+                guessed,
+                PURPOSES[name],
+                "the teachers find none there; name labelled images with "
+                "--test and --valid, or use more images",
+            )
             certain = [boxes._replace(scores=torch.ones(boxes.total)) for boxes in guessed.truth]
             parts[name] = batches.with_examples(replace(guessed, truth=tuple(certain)))
     test = parts["test"]

@@ -50,7 +50,7 @@ class Parts(NamedTuple):
 
 def read_apart(data: str, out: Path, files: BoxFiles, seed: int) -> Parts:
     """Draw the parts of a folder's images by `seed`; errors as for `read_parts`."""
-    train, test, validation, _ = detection.read_boxes_of(data, out, files)
+    train, test, validation, *_ = detection.read_boxes_of(data, out, files)
     every = train if validation is None else train.joined(validation)
     order = torch.randperm(len(every), generator=generator_of(seed_of("study", seed))).tolist()
     aside = min(VALIDATION, len(every) // 3)
