@@ -168,6 +168,9 @@ def test_the_local_rate_acts_on_the_filters_of_adder_layers_alone(batch):
     assert len(scale_filter_gradients(objective, 0.0, 3.0)) == len(layers)
     for name, gradient in before.items():
         assert_close(objective.get_parameter(name).grad, 3 * gradient)
+    for rate in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"local rate {rate}: a finite number of 0 or more"):
+            scale_filter_gradients(objective, rate)
 
 
 def test_biases_of_the_twin_are_no_part_of_its_kernels(batch):

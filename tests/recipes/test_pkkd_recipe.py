@@ -66,6 +66,7 @@ def test_a_run_has_operations_gradients_and_the_twin(trained):
         (0.9 * cost["additions"] + 3.7 * cost["multiplications"]) / 1e6
     )
     assert 0 <= twin["accuracy"] <= 1
+    assert results["pkkd"]["ms"] > 0
     run = stepwell.open_network(out)
     gradients = results["pkkd"]["gradients"]
     assert gradients.keys() == adder_layers(run.net.module).keys()

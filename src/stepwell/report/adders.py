@@ -31,6 +31,8 @@ def adder_section(run: RunRecord, colours: Mapping[str, str] | None = None) -> s
     full = run.rows[-1]
     adder = {**as_mapping(as_mapping(run.results.get("costs")).get(full))}
     adder["accuracy"] = run.score(full, "accuracy")
+    if "ms" in results:  # beside the twin's: those of a later `eval` may be of other threads
+        adder["ms"] = results["ms"]
     rows = [
         [name, *(written(MEASURES[key], values.get(key)) for key in NUMBERS)]
         for name, values in (("adder network", adder), ("convolutional twin", twin))

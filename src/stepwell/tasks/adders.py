@@ -19,7 +19,8 @@ def measure_twins(
     """Measure the trained adder network, and beside it the twin; both are timed in turns.
 
     Under "pkkd" the results have the "gradients" of the adder layers, and the "twin": its accuracy on
-    the test part, and costs as of `cost_of` with additions, multiplications and energy.
+    the test part, and costs as of `cost_of` with additions, multiplications and energy. "ms" is the
+    adder network's time beside the twin's.
     """
     objective.to(task.device)  # of a finished training, all parts but `net` are on the CPU
     gradients = filter_gradients(objective, next(iter(task.train)))
@@ -34,7 +35,10 @@ def measure_twins(
     operations = {"additions": macs, "multiplications": macs, "model_uj": energy(macs, macs)}
     own = {"accuracy": accuracy[twin.full], **costs["twin"], **operations}
     rows = {**seen.costs, net.full: {**seen.costs[net.full], **costs["net"]}}
-    results = seen.results | {"costs": rows, "pkkd": {"gradients": gradients, "twin": own}}
+    results = seen.results | {
+        "costs": rows,
+        "pkkd": {"gradients": gradients, "twin": own, "ms": costs["net"]["ms"]},
+    }
     return seen._replace(results=results, costs=rows)
 
 

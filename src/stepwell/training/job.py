@@ -299,7 +299,7 @@ class Job:
     def _diverged(self, problem: str, position: int) -> str:
         epoch, step = divmod(position, len(self.train))
         file = self.folder / "last.ckpt"
-        remedy = "Start again with a lower --lr or --clip"
+        remedy = "Start again with a lower --lr, a --clip such as 1, or lower weights of the losses"
         if file.exists():
             remedy = f"The last good checkpoint is {file}. {remedy}, and another --out"
         where = f"at step {step} of epoch {epoch + 1} (phase {self.phase})"

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import nn
@@ -39,8 +40,11 @@ def suited(optim: Optim, objective: nn.Module) -> Optim:
 def scale_filter_gradients(module: nn.Module, rate: float, factor: float = 1.0) -> list[nn.Parameter]:
     """Set the root mean square of each adder layer's filter gradient to `rate`, in place.
 
-    With a rate of 0, multiply them by `factor`. Gives the filters.
+    With a rate of 0, multiply them by `factor`. Gives the filters. ValueError for a rate that is no
+    finite number of 0 or more.
     """
+    if not isinstance(rate, Real) or not 0 <= rate < math.inf:
+        raise ValueError(f"local rate {rate!r}: a finite number of 0 or more is meant")
     filters = [layer.weight for layer in adder_layers(module).values()]
     for weight in filters:
         gradient = weight.grad

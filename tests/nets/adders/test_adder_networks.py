@@ -204,6 +204,43 @@ def test_a_convolution_whose_hooks_or_parts_would_be_lost_is_refused():
             wrong()
 
 
+def test_a_last_layer_that_cannot_normalise_its_logits_is_refused_before_anything_changes():
+    class Head(nn.Linear):
+        pass
+
+    body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    pruned, split, derived, backward = (Own(deepcopy(body)) for _ in range(4))
+    prune.l1_unstructured(pruned.fc, "weight", 0.5)
+    weight_norm(split.fc)
+    derived.fc = Head(8, 4)
+    backward.fc.register_full_backward_hook(lambda *_: None)
+    for net in (pruned, split, derived, backward):
+        before = net.body[0][0]
+        with pytest.raises(ValueError, match="fc: a .* cannot normalise its logits; convert with"):
+            stepwell.to_adder(net)
+        assert net.body[0][0] is before
+        assert [*adder_layers(stepwell.to_adder(net, normed_logits=False))] == ["body.0.0"]
+    steps = NormedLinear(nn.Linear(8, 5))
+    with pytest.raises(ValueError, match=r"logits of shape \(2, 7, 5\) cannot be normalised"):
+        steps(torch.randn(2, 7, 8))
+
+
+def test_convolutions_that_share_filters_are_refused():
+    own = Own(*(nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)) for _ in range(2)))
+    own.body[1][0].weight = own.body[0][0].weight
+    with pytest.raises(
+        ValueError, match="body.0.0 has the filters of body.1.0, and adder layers share none"
+    ):
+        stepwell.to_adder(own)
+
+
+def test_outputs_may_change_in_place():
+    body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.LeakyReLU(0.1, inplace=True), nn.BatchNorm2d(8))
+    net = stepwell.to_adder(Own(body))
+    net(torch.randn(4, 3, 9, 9)).sum().backward()
+    assert net.body[0][0].weight.grad.abs().sum() > 0
+
+
 def test_other_networks_without_an_adder_form():
     with pytest.raises(ValueError, match="no norm follows .* 'body.0', .* could not train"):
         stepwell.to_adder(Own(nn.Conv2d(8, 8, 3), norm=False))

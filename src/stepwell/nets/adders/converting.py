@@ -51,8 +51,9 @@ def to_adder(
     Raises:
         ValueError: `module` is none; there is no convolution to convert; one has groups, dilation,
             hooks or a padding that adder layers do not have, or is of a class derived from nn.Conv2d;
-            its outputs meet another layer, a sum or the end of the network before a norm; the network
-            is nested already, or decides by example; `keep` names no convolution; no such gradient. The
+            it shares its filters with another; its outputs meet another layer, a sum or the end of the
+            network before a norm; the last layer cannot normalise its logits; the network is nested
+            already, or decides by example; `keep` names no convolution; no such gradient. The
             module is unchanged.
     """
     if not isinstance(module, nn.Module):
@@ -86,6 +87,9 @@ def to_adder(
     for name in sorted(chosen, key=lambda n: n == first):  # the others' filters stay the same
         conv = layers[name]
         assert isinstance(conv, nn.Conv2d)
+        if twin := next((n for n in convolutions if n != name and layers[n].weight is conv.weight), ""):
+            refused[name] = f"{name} has the filters of {twin}, and adder layers share none"
+            continue
         try:
             made[name] = AdderConv2d(conv, gradient=gradient)
         except ValueError as error:
@@ -97,15 +101,21 @@ def to_adder(
             refused[name] = str(error)
     if refused:
         raise _no_adder_form(refused)
+    heads = {name: layers[name] for name in last if normed_logits}
+    normed: dict[nn.Module, nn.Module] = {}
+    for name, head in heads.items():
+        if isinstance(head, nn.Linear):
+            try:
+                normed[head] = NormedLinear(head).train(module.training)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}; convert with normed_logits=False") from None
     replace_layers(module, {layers[name]: layer for name, layer in made.items()})
     for name, layer in made.items():
         layer.train(module.training)
         for norm in behind[name]:
             if isinstance(weight := norm.weight, nn.Parameter):
                 nn.init.ones_(weight)
-    heads = {layers[name] for name in last} if normed_logits else set[nn.Module]()
-    normed = {head: NormedLinear(head) for head in heads if isinstance(head, nn.Linear)}
-    replace_layers(module, {head: other.train(module.training) for head, other in normed.items()})
+    replace_layers(module, normed)
     return module
 
 
@@ -120,10 +130,14 @@ def _no_adder_form(refused: Mapping[str, str]) -> NoAdderFormError:
 
 
 class _Tracer(Tracer):
-    """Does not trace into norms; those of other libraries may have parts."""
+    """Does not trace into norms and layers: those of other libraries may have parts or forms."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_norm(m) or super().is_leaf_module(m, module_qualified_name)
+        return (
+            is_norm(m)
+            or isinstance(m, nn.Conv2d | nn.Linear)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
 
 def _graph(module: nn.Module) -> list[fx.Node]:

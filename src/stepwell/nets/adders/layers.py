@@ -34,7 +34,7 @@ class AdderConv2d(nn.Module):
         super().__init__()
         if type(conv) is not nn.Conv2d:
             raise ValueError(f"a {type(conv).__name__} is no plain nn.Conv2d, so it has no adder layer")
-        if conv._forward_hooks or conv._forward_pre_hooks:
+        if has_hooks(conv):
             raise ValueError("a convolution with hooks, such as pruning's, would lose them")
         if special := peculiarity(conv):
             raise ValueError(f"a convolution of {special} has no adder layer")
@@ -59,6 +59,15 @@ class AdderConv2d(nn.Module):
         """The sizes, as torch prints a convolution's."""
         sizes = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         return f"{sizes}, stride={self.stride}, padding={self.padding}"
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    """Check whether anything is called before or after a layer, in either direction."""
+    hooks = (
+        layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
+        layer._backward_pre_hooks,
+    )  # fmt: skip
+    return any(hooks)
 
 
 def peculiarity(conv: nn.Conv2d) -> str:
@@ -92,18 +101,33 @@ class NormedLinear(nn.Linear):
     """A classifier whose logits are normalised over the batch, as in AdderNet's code.
 
     The norm takes the place of the bias, so depths have one of their own where they have norms.
+
+    Raises:
+        ValueError: `layer` is of a class derived from nn.Linear, has hooks, or computes its weight, as
+            with weight norm; in use, the logits are not (batch, classes).
     """
 
     def __init__(self, layer: nn.Linear) -> None:
+        if type(layer) is not nn.Linear or has_hooks(layer) or "weight" not in layer._parameters:
+            raise ValueError(
+                f"a {type(layer).__name__} that is no plain nn.Linear, or has hooks such as pruning's, "
+                "cannot normalise its logits"
+            )
         like: Any = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         super().__init__(layer.in_features, layer.out_features, bias=False, **like)
         self.weight = layer.weight
         self.norm = nn.BatchNorm1d(layer.out_features, **like)
 
-    def forward(self, input: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, input: Float[Tensor, "batch *features"]) -> Float[Tensor, "batch classes"]:
         """Features to logits."""
-        logits: Tensor = self.norm(linear(input, self.weight))
-        return logits
+        logits = linear(input, self.weight)
+        if isinstance(logits, Tensor) and logits.ndim != 2:  # a trace has no shapes
+            raise ValueError(
+                f"logits of shape {tuple(logits.shape)} cannot be normalised over a batch: convert the "
+                "network with normed_logits=False"
+            )
+        normed: Tensor = self.norm(logits)
+        return normed
 
 
 def replace_layers(module: nn.Module, others: Mapping[nn.Module, nn.Module]) -> None:

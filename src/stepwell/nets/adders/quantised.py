@@ -130,8 +130,10 @@ def quantise(
 
     Raises:
         ValueError: the network has no adder layer; there is no batch, or one without an input or with
-            numbers that are not finite; a number of bits is not 2 to 8.
+            numbers that are not finite; `bits` is no list, or one of its numbers is not 2 to 8.
     """
+    if not isinstance(bits, Sequence) or isinstance(bits, str):
+        raise ValueError(f"bits {bits!r}: a list of numbers is meant, such as [8, 4]")
     observed = deepcopy(module).eval()
     layers = adder_layers(observed)
     if not layers:

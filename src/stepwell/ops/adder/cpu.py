@@ -78,12 +78,15 @@ class Kernels:
         packed = _filled(weight.float().permute(2, 3, 1, 0), lanes).unflatten(3, (-1, lanes))
         packed = packed.permute(3, 0, 1, 2, 4).contiguous()
         size = out_size(x.shape[2:], weight.shape[2:], stride, padding)
-        out = x.new_empty((len(x), *size, len(weight)), dtype=torch.float32)
+        # no view: autograd forbids changing a view of an operator's output in place
+        out = torch.empty(
+            (len(x), len(weight), *size), dtype=torch.float32, memory_format=torch.channels_last
+        )
         _call(
             "forward", self.library, x.shape, weight.shape, stride, padding, out, x=nhwc(x.float()),
             weight=packed,
         )  # fmt: skip
-        return out.permute(0, 3, 1, 2)
+        return out
 
     def input_gradient(
         self, grad: Maps, x: Maps, weight: Filters, stride: Pair, padding: Pair,
