@@ -78,7 +78,7 @@ def test_axes_of_mere_rounding_errors_are_projected_without_a_warning():
 def test_isolated_nodes_are_left_out_of_sampled_walks_and_walks_have_a_limit():
     text = text_of(barabasi_albert(260, 3)(np.random.default_rng(0)))
     network = parse_network(b"# undirected nodes=270\n" + text, ".edges", HOW)
-    apart = picture.draw(network, HOW, 48).cells[:, 0] < 0
+    apart = picture.draw(network, HOW, 48).cells[0, :, 0] < 0
     assert (apart == (network.degrees == 0)).all()
     assert apart.sum() == 10
     few = parse_network(b"# undirected nodes=200000\n0 1\n", ".edges", HOW)
@@ -445,6 +445,31 @@ def test_loops_copies_and_size_obey_the_flags():
         Pictures(window=0).check()
     with pytest.raises(ValueError, match="at most 100,000 nodes"):
         Pictures(walks=10**6).check()
+    with pytest.raises(ValueError, match="--window 900 on walks of .* at most 100,000 pairs"):
+        Pictures(window=900, walk_length=900, walks=1).check()
+
+
+def test_pairs_beyond_the_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(picture, "MOST_PAIRS", 1000)
+    network = parse_network(text_of(watts_strogatz(240, 4, 0.1)(np.random.default_rng(0))), "", HOW)
+    with pytest.raises(ValueError, match="gives more than 1,000 pairs: train with fewer --walks, or a"):
+        picture.draw(network, HOW, 48)
+
+
+def test_a_header_with_the_weight_before_an_end_is_refused():
+    for head in ("source,weight,target", "weight,source,target"):
+        with pytest.raises(ValueError, match="line 1: a column 'weight' before both ends of the edges"):
+            parse_network(f"{head}\n1,0.5,2\n".encode(), ".csv", HOW)
+
+
+def test_a_node_is_found_in_the_cells_of_each_channels_own_axes():
+    how = HOW | {"channels": ["counts", "counts13", "counts23"]}
+    edges = watts_strogatz(60, 6, 0.1)(np.random.default_rng(1))
+    drawn = picture.draw(parse_network(text_of(edges), ".edges", how), how, 48)
+    for channel, cells in enumerate(drawn.cells):
+        lit = np.zeros((48, 48), bool)
+        lit[tuple(cells.T)] = True
+        assert (lit == (drawn.pixels[..., channel] > 0)).all()
 
 
 def folder_of_networks(root, count=4, nodes=30):
@@ -646,6 +671,14 @@ def test_groups_stay_whole(tmp_path):
         load_images(str(root))
     with pytest.raises(ValueError, match="class 'b' has one group only"):
         set_aside(np.array(["x", "y", "y"]), np.array([0, 0, 1]), ("a", "b"), 0.2)
+
+
+def test_a_group_of_half_a_class_stays_in_training_and_seeds_choose_others():
+    groups = np.repeat([f"g{i}" for i in range(21)], [100, *[5] * 20])
+    labels = np.zeros(len(groups), np.int64)
+    chosen = [{*groups[set_aside(groups, labels, ("a",), 0.25, seed)]} for seed in range(4)]
+    assert all(len(names) == 10 and "g0" not in names for names in chosen)
+    assert len({frozenset(names) for names in chosen}) == 4
 
 
 def test_every_class_keeps_a_group_on_both_sides():

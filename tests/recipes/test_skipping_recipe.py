@@ -30,7 +30,11 @@ from stepwell.recipes import train
 from stepwell.training import Loop
 from stepwell.types import Batch
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = [
+    pytest.mark.usefixtures("quick"),
+    # flat images have few different scores
+    pytest.mark.filterwarnings("ignore:the share of open gates"),
+]
 FEW = {"data": "digits", "net": "resnet8", "part": "1/6", "epochs": 1, "loop": Loop(device="cpu")}
 
 
@@ -125,7 +129,7 @@ def test_break_even_shares_are_in_the_file_by_device_and_change_no_fingerprint(t
     names = [name for name, _ in gated_blocks(net.module)]
     assert list(table) == names
     for (name, block), shares in zip(gated_blocks(net.module), table.values(), strict=True):
-        assert block.break_even == {8: shares["8"], 64: shares["64"]}, name
+        assert block.break_even == {n: shares[str(n)] for n in (1, 8, 64)}, name
         assert all(0 <= share <= 1 for share in shares.values())
     copy = tmp_path / "net.safetensors"
     copyfile(out / "net.safetensors", copy)

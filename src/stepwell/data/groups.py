@@ -56,11 +56,14 @@ def groups_of(paths: Sequence[Path], groups: Mapping[Path, str]) -> NDArray[Any]
 
 
 def set_aside(
-    groups: NDArray[Any], labels: NDArray[np.int64], classes: Sequence[str], fraction: float
-) -> NDArray[np.bool_]:
-    """Choose whole groups with about `fraction` of every class, the same ones at every call.
+    groups: NDArray[Any], labels: NDArray[np.int64], classes: Sequence[str], fraction: float,
+    seed: int = 0,
+) -> NDArray[np.bool_]:  # fmt: skip
+    """Choose whole groups with at most `fraction` of every class, the same ones at every call.
 
-    Every class keeps a group on both sides.
+    They are drawn in an order of `seed`, and a group that is larger than what a class still lacks stays
+    in training; where all groups of a class are, the smallest is chosen. Every class keeps a group on
+    both sides.
 
     ValueError for a class where that is impossible, such as one whose examples are all in one group.
     """
@@ -71,8 +74,7 @@ def set_aside(
         if count == 1:
             raise ValueError(f"class {classes[index]!r} has one group only, so none can be set aside")
     sizes = table.sum(0)
-    order = np.random.Generator(np.random.PCG64(0)).permutation(len(names))
-    order = order[np.argsort(-table[order].sum(1), kind="stable")]  # small groups fill up
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))
     chosen = np.zeros(len(names), bool)
 
     def spare(one: int) -> bool:
@@ -83,11 +85,12 @@ def set_aside(
         for one in order.tolist():
             inside = table[chosen, index].sum()
             wanted = fraction * sizes[index] - inside
-            fits = 0 < table[one, index] <= max(2 * wanted, 0)
+            fits = 0 < table[one, index] <= wanted
             if fits and not chosen[one] and spare(one):
                 chosen[one] = True
         if not table[chosen, index].sum():
-            able = [g for g in order[::-1].tolist() if table[g, index] and spare(g)]
+            smallest = order[np.argsort(table[order, index], kind="stable")].tolist()
+            able = [g for g in smallest if table[g, index] and spare(g)]
             if not able:
                 raise ValueError(
                     f"class {classes[index]!r} cannot be split in two: each of its groups is the last "

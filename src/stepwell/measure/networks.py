@@ -86,24 +86,26 @@ def _pixels(part: ImageSet) -> Table:
 
 
 def saliency(net: NestedNet, pixels: NDArray[np.uint8], label: int) -> Table:
-    """The part of each cell of a picture in a class's score: gradient times input, (size, size)."""
+    """Gradient times input of each cell (3, size, size): its part in a class's score."""
     x = normalised([pixels], net.card).requires_grad_()
     black = normalised([np.zeros_like(pixels)], net.card)
     with in_eval_mode(net), torch.enable_grad():
         logits = net(x)
         rest = [i for i in range(logits.shape[1]) if i != label]
         (gradient,) = torch.autograd.grad(logits[0, label] - logits[0, rest].mean(), x)
-    scores: Table = (gradient * (x.detach() - black)).sum(1)[0].numpy().astype(np.float64)
+    scores: Table = (gradient * (x.detach() - black))[0].numpy().astype(np.float64)
     return scores
 
 
 def salient_nodes(shown: Picture, cells: Table) -> NDArray[np.int64]:
-    """The nodes in the most salient cells, the most salient first."""
-    met = np.flatnonzero(shown.cells[:, 0] >= 0)
-    row, column = shown.cells[met].T
-    crowd = np.zeros(cells.shape)
-    np.add.at(crowd, (row, column), 1)
-    scores = cells[row, column] / crowd[row, column]
+    """The nodes in the most salient cells of all channels, the most salient first."""
+    met = np.flatnonzero(shown.cells[0, :, 0] >= 0)
+    scores = np.zeros(len(met))
+    for channel, places in zip(cells, shown.cells, strict=True):
+        row, column = places[met].T
+        crowd = np.zeros(channel.shape)
+        np.add.at(crowd, (row, column), 1)
+        scores += channel[row, column] / crowd[row, column]
     return met[np.argsort(-scores, kind="stable")][: max(1, round(SALIENT * len(met)))]
 
 
@@ -187,13 +189,14 @@ def _example(
 ) -> dict[str, Any]:
     """A picture, its salient cells, and the salient nodes with their edges, as JSON holds them."""
     sources = np.repeat(np.arange(len(network.names)), network.degrees)
-    near = np.isin(sources, nodes) & (shown.cells[network.neighbours, 0] >= 0)
+    places, cells = shown.cells[0], cells.sum(0)
+    near = np.isin(sources, nodes) & (places[network.neighbours, 0] >= 0)
     ends = np.stack([sources[near], network.neighbours[near]], 1)[:EDGES]
     scale = max(abs(cells).max(), np.finfo(float).tiny)
     return {
         "pixels": shown.pixels.tolist(), "saliency": np.round(cells / scale, 3).tolist(),
-        "nodes": [network.names[i] for i in nodes.tolist()], "cells": shown.cells[nodes].tolist(),
-        "edges": shown.cells[ends].tolist(),
+        "nodes": [network.names[i] for i in nodes.tolist()], "cells": places[nodes].tolist(),
+        "edges": places[ends].tolist(),
     }  # fmt: skip
 
 

@@ -103,12 +103,13 @@ def observe_sequences(net: NestedNet, test: TextBatches, pick: Pick | None = Non
 
     `pick` decides in place of the gate.
     """
-    device, padding = next(net.parameters()).device, test.examples.tokenizer.padding
+    device = next(net.parameters()).device
+    module: Any = net.module
     every = EveryToken(net).eval()
 
     def predict(ids: Tensor) -> dict[str, Tensor]:
         ids = ids.to(device)
-        given = None if pick is None else {"keep": pick(ids != padding)}
+        given = None if pick is None else {"keep": pick(module.words.mask(ids))}
         exit = net.forward_all(ids, given=given, extras=("used", "length"))[net.full]
         counts = {name: exit.extras[name][0][:, None] for name in ("used", "length")}
         return {CHOSEN: exit.logits, ALL: every(ids), **counts}
@@ -121,11 +122,12 @@ def observe_sequences(net: NestedNet, test: TextBatches, pick: Pick | None = Non
 
 def accuracy_with(net: NestedNet, test: TextBatches, pick: Pick) -> float:
     """The accuracy on test texts if `pick` decides in place of the gate."""
-    device, padding = next(net.parameters()).device, test.examples.tokenizer.padding
+    device = next(net.parameters()).device
+    module: Any = net.module
 
     def predict(ids: Tensor) -> dict[str, Tensor]:
         ids = ids.to(device)
-        return {"": net(ids, given={"keep": pick(ids != padding)})}
+        return {"": net(ids, given={"keep": pick(module.words.mask(ids))})}
 
     with in_eval_mode(net):
         logits, labels = gather_logits(predict, test)

@@ -1,5 +1,6 @@
 """Networks whose blocks an image may skip: open rates, costs, speed, and where skipping pays."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,10 +34,12 @@ from stepwell.types import Batch, Labels, Logits
 CHOSEN, ALL = "chosen", "all"
 #: Images to settle the open rate on; the largest shift of scores, and halvings of its range.
 SETTLING, MOST_SHIFT, HALVINGS = 1024, 16.0, 14
+#: Difference of an open rate from its target from which on a warning says so.
+MISSED = 0.05
 #: Cost penalties of budgets; the first leaves the gates as they are.
 PRICES = (0.0, *(step / 2 for step in range(-3, 7) if step))
 #: Shares of a batch, and batch sizes, at which blocks are timed.
-SHARES, BATCHES = (0.25, 0.5, 0.75), (8, 64)
+SHARES, BATCHES = (0.25, 0.5, 0.75), (1, 8, 64)
 
 
 class Branch(nn.Module):
@@ -172,7 +175,6 @@ def observe_skipping(net: NestedNet, test: Batches) -> Observed:
     return Observed(logits, labels, logits.pop("open"))
 
 
-@torch.no_grad()
 def settle_open_rate(
     net: NestedNet, batches: Iterable[Batch], target: float, costs: Sequence[float] | None = None,
     most: int = SETTLING,
@@ -180,7 +182,8 @@ def settle_open_rate(
     """Shift the scores of all gates by one number, so that their mean open rate is `target`.
 
     Gates that are drawn in training keep to a target that the better scores, which decide in use, do
-    not keep. The shift goes into the biases of the gates.
+    not keep. The shift goes into the biases of the gates. Equal scores open together: where many are
+    equal, such as those of places without content, a warning says what was reached.
 
     Args:
         batches: images to open for; about the first `most` are used.
@@ -189,6 +192,23 @@ def settle_open_rate(
     Returns:
         The shift of the scores "run".
     """
+    shift, *reached = _settled(net, batches, target, costs, most)
+    best = min(reached, key=lambda rate: abs(rate - target))
+    if abs(best - target) > MISSED:
+        shares = " and ".join(f"{rate:.2f}" for rate in sorted({*reached}))
+        warnings.warn(
+            f"the share of open gates is {best:.2f}, not {target:.2f}: many of their scores are equal, "
+            f"and open together. The nearest shares are {shares}; set one of them as --target",
+            stacklevel=2,
+        )
+    return shift
+
+
+@torch.no_grad()
+def _settled(
+    net: NestedNet, batches: Iterable[Batch], target: float, costs: Sequence[float] | None, most: int
+) -> tuple[float, float, float]:
+    """Set the shift whose open rate is nearest to `target`; gives it, and the two nearest rates."""
     images, count = [], 0
     for batch in batches:
         images.append(batch.images.to(next(net.parameters()).device))
@@ -212,9 +232,10 @@ def settle_open_rate(
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             low, high = (middle, high) if rate(middle) < target else (low, middle)
-        best = min((high, low), key=lambda shift: abs(rate(shift) - target))
+        rates = {shift: rate(shift) for shift in (high, low)}
+        best = min(rates, key=lambda shift: abs(rates[shift] - target))
         rate(best)
-    return best
+    return best, rates[low], rates[high]
 
 
 @contextmanager
@@ -226,7 +247,7 @@ def at_open_rate(
     biases = _biases(net)
     trained = [bias.detach().clone() for bias in biases]
     try:
-        settle_open_rate(net, batches, target, costs, most)
+        _settled(net, batches, target, costs, most)
         yield
     finally:
         with torch.no_grad():

@@ -52,7 +52,7 @@ class Sequences(Objective):
         module: Any = self.net.module
         given = {}
         if self.pick != "gate":
-            given["keep"] = PICKS[self.pick](ids != module.padding, self.rate)
+            given["keep"] = PICKS[self.pick](module.words.mask(ids), self.rate)
 
         def loss_of(
             depth: str, exit: Exit, done: Mapping[str, Exit]

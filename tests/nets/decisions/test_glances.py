@@ -241,6 +241,10 @@ def test_a_frame_is_a_square_of_the_clips_rows():
         for place in (index / 9 + 0.001, (index + 1) / 9 - 0.001):
             assert torch.equal(frames(clips, torch.full((2, 1), place), 2), expected)
     assert torch.equal(frames(clips, torch.tensor([[-1.0], [1.0]]), 2)[1], clips[1, :, 4:, 4:])
+    with pytest.raises(ValueError, match="frames of 7 pixels are larger than clips of 6 rows"):
+        frames(clips, torch.zeros(2, 1), 7)
+    with pytest.raises(ValueError, match="crops of 7 pixels are larger than images of 6 × 6"):
+        crops(clips, torch.zeros(2, 2), 7)
 
 
 def test_a_network_of_frames_and_its_fixed_places():

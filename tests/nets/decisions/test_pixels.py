@@ -227,6 +227,13 @@ def test_the_work_of_masks_is_set_to_their_target():
     assert float(open.mean(0) @ torch.tensor(costs)) / 8 == pytest.approx(0.3, abs=0.02)
 
 
+def test_a_target_between_equal_scores_is_told():
+    net, x = masked()
+    flat = torch.zeros_like(x)  # all places have equal scores, but those near the edge
+    with pytest.warns(UserWarning, match="share of open gates is .* not 0.50: .* set one of them"):
+        settle_open_rate(net, [Batch(flat, torch.zeros(3))], 0.5)
+
+
 def test_the_work_is_at_its_target_within_a_validation_alone():
     net, x = masked()
     trained = deepcopy(net.module.state_dict())

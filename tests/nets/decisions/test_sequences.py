@@ -201,7 +201,9 @@ def test_tokens_without_a_gate_are_as_many_as_asked():
     assert not drawn[1::2, 10:].any()
     assert abs(float(drawn[::2, 1:].float().mean()) - 0.3) < 0.02
     net, ids = network()
-    keep = evenly(ids != 0, 0.5)
+    ids[0, 0] = 0  # a word of the text, whatever its number
+    keep = evenly(net.module.words.mask(ids), 0.5)
+    assert keep[0, 0]
     with torch.no_grad():
         exit = net.forward_all(ids, given={"keep": keep}, extras=("read",))["1"]
     assert torch.equal(exit.extras["read"][0].bool(), keep)
@@ -239,6 +241,9 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="this network skips no tokens"):
         Sequences(build("resnet8"))
     net, _ = network()
+    for mode in (True, False):
+        with pytest.raises(ValueError, match="texts of no token: give each one token at least"):
+            net.train(mode)(torch.zeros(2, 0, dtype=torch.long))
     with pytest.raises(ValueError, match=r"pick 'odd': take gate, random, even"):
         Sequences(net, pick="odd")
     with pytest.raises(ValueError, match="rate 0: must be above 0, at most 1"):

@@ -288,6 +288,8 @@ def test_bad_criteria_are_refused(net):
         Cascade(net, {"8": 0.5}, temperatures={"8": 0})
     with pytest.raises(ValueError, match="'8' is 0.5: it must be a whole number of earlier depths"):
         Cascade(net, {"8": 0.5}, criterion="patience")
+    with pytest.raises(ValueError, match="no depth before .* a patience of 9 needs as many earlier"):
+        Cascade(net, {"8": 9}, criterion="patience")
     with pytest.raises(ValueError, match="a learned criterion has weights for every depth .* '8'"):
         Cascade(net, {"8": 0.5}, criterion="learned")
     for weights in ([1.0, 2.0], [math.nan] * 5, []):

@@ -231,8 +231,7 @@ def _fields(folder: Path, data: Path, seed: int) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     paths, labels, groups = _listed(data)
     classes = sorted({path.parent.name for path in paths})
-    shuffled = np.random.default_rng(seed).permutation(int(groups.max()) + 1)[groups]
-    aside = set_aside(shuffled, labels, classes, 0.25)
+    aside = set_aside(groups, labels, classes, 0.25, seed)
     for path, away in zip(paths, aside.tolist(), strict=True):
         place = folder / ("test" if away else "train") / path.parent.name
         place.mkdir(parents=True, exist_ok=True)

@@ -147,5 +147,8 @@ def _arm(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     measures = {name: summary([r["test"][name] for r in runs]) for name in runs[0]["test"]}
     spent = [name for name in ("seconds", "cpu_seconds") if name in runs[0]]
     measures |= {name: summary([r[name] for r in runs]) for name in spent}
-    macs = {depth: cost["macs"] for depth, cost in runs[0].get("costs", {}).items()}
-    return measures | {f"{depth}/macs": summary([count]) for depth, count in macs.items()}
+    counts = {
+        depth: [r["costs"][depth]["macs"] for r in runs if depth in r.get("costs", {})]
+        for depth in runs[0].get("costs", {})
+    }
+    return measures | {f"{depth}/macs": summary(macs) for depth, macs in counts.items()}

@@ -54,6 +54,12 @@ class Pictures:
                 f"--walks {self.walks} of --walk-length {self.walk_length}: at most {MOST_STEPS:,} "
                 "nodes on the walks from one node"
             )
+        pairs = self.walk_length * min(self.window, self.walk_length)
+        if pairs > MOST_STEPS:
+            raise ValueError(
+                f"--window {self.window} on walks of --walk-length {self.walk_length}: at most "
+                f"{MOST_STEPS:,} pairs of nodes on a walk"
+            )
         if self.dimensions > MOST_DIMENSIONS:
             raise ValueError(f"--dimensions {self.dimensions}: at most {MOST_DIMENSIONS}")
         if len(self.channels) not in (1, 3):

@@ -25,6 +25,8 @@ from stepwell.data.pictures.word2vec import word2vec
 EXACT = DENSE = 200
 #: Walks of a network at least, and steps of all its walks at most (some gigabytes).
 FEWEST, MOST_STEPS = 2000, 50_000_000
+#: Pairs of nodes within a window on all walks of a network at most (some gigabytes).
+MOST_PAIRS = 200_000_000
 #: Accuracy of eigenvalues, and digits of a coordinate that decide its cell.
 TOLERANCE, DECIMALS = 1e-2, 7
 #: Brightness of each doubling, of counts and of degrees.
@@ -40,8 +42,9 @@ class Picture(NamedTuple):
     """The picture of a network.
 
     pixels: bytes (size, size, 3).
-    cells: row and column of each node, (n, 2); -1 for a node that no walk meets.
-    axis_gap: 1 - the second axis' variance over the first's; near 0 the axes can be exchanged.
+    cells: row and column of each node in each channel, (3, n, 2); -1 for a node that no walk meets.
+    axis_gap: 1 - the larger share of an axis' variance in that of the axis before it, of the first
+        three; near 0 two axes can be exchanged.
     skewness: the smaller third moment of the two axes; near 0 an axis can be mirrored.
     """
 
@@ -76,8 +79,9 @@ def draw(network: Network, how: Mapping[str, Any], size: int) -> Picture:
     pixels = np.stack(
         [_channel(name, network, places, met, size) for name in _three(how["channels"])], 2
     )
-    cells = np.full((nodes, 2), -1)
-    cells[met] = cells_of(places[met][:, :2], size)
+    cells = np.full((3, nodes, 2), -1)
+    for channel, name in enumerate(_three(how["channels"])):
+        cells[channel, met] = cells_of(places[met][:, _axes(name)], size)
     return Picture(pixels, cells, axis_gap, skewness)
 
 
@@ -136,6 +140,11 @@ def co_occurrences(network: Network, how: Mapping[str, Any], rng: np.random.Gene
     paths = walks(network, how["walks"], length, rng)
     small = nodes * nodes < np.iinfo(np.int32).max
     paths = paths.astype(np.int32 if small else np.int64)
+    if paths.size * min(window, length - 1) > MOST_PAIRS:
+        raise ValueError(
+            f"a window of {window} on walks of {paths.size:,} nodes gives more than {MOST_PAIRS:,} "
+            "pairs: train with fewer --walks, or a smaller --window"
+        )
     steps = [(paths[:-t], paths[t:]) for t in range(1, min(window + 1, length))]
     if network.directed:
         steps = [(a[b >= 0], b[b >= 0]) for a, b in steps]
@@ -193,7 +202,11 @@ def projection(x: Floats) -> tuple[Floats, float, float]:
     relative = y / np.where(extent > 0, extent, 1.0)
     second = (relative**2).sum(0)
     third = (relative**3).sum(0) * np.sqrt(len(y)) / np.where(second > 0, second, 1.0) ** 1.5
-    gap = 1 - variances[-2] / variances[-1] if variances[-1] > 0 else 0.0
+    third_axis, second_axis, first_axis = variances[-3:]
+    flat = 1e-12 * max(first_axis, np.finfo(float).tiny)  # an axis of rounding errors alone
+    gap = 1 - second_axis / first_axis if first_axis > 0 else 0.0
+    if second_axis > flat:
+        gap = min(gap, 1 - third_axis / second_axis)
     return y * np.where(third < 0, -1, 1), float(gap), float(abs(third[:2]).min())
 
 
@@ -217,6 +230,11 @@ def _three(channels: Any) -> tuple[str, ...]:
     return tuple(channels) * (3 if len(channels) == 1 else 1)
 
 
+def _axes(channel: str) -> list[int]:
+    """The axes along which a channel is drawn, to the right and up."""
+    return {"counts13": [0, 2], "counts23": [1, 2]}.get(channel, [0, 1])
+
+
 def _linked(network: Network) -> NDArray[np.bool_]:
     """Nodes with an edge at all."""
     linked = network.degrees > 0
@@ -228,8 +246,7 @@ def _channel(
     name: str, network: Network, places: Floats, met: NDArray[np.bool_], size: int
 ) -> NDArray[np.uint8]:
     """Draw one channel as bytes (size, size)."""
-    axes = {"counts13": [0, 2], "counts23": [1, 2]}.get(name, [0, 1])
-    row, column = cells_of(places[met][:, axes], size).T
+    row, column = cells_of(places[met][:, _axes(name)], size).T
     at = row * size + column
     counts = np.bincount(at, minlength=size * size)
     if name == "linear":

@@ -13,6 +13,8 @@ HEADER = {
     "source", "target", "from", "to", "weight", "node1", "node2", "node_1", "node_2", "id1", "id2",
     "u", "v", "src", "dst", "value",
 }  # fmt: skip
+#: Those of them that name a weight.
+WEIGHTS = {"weight", "value"}
 #: Words for the marks between columns.
 MARKS = {None: "blanks", "\t": "tabs", ",": "commas"}
 #: Words in a head, "# directed weighted nodes=9".
@@ -154,7 +156,13 @@ def _header(table: list[list[str]]) -> tuple[bool, bool]:
     first, *others = [[cell.strip() for cell in cells] for cells in table]
     if {*first[:2]} & {cell for cells in others for cell in cells[:2]}:
         return False, False
-    if {cell.lower() for cell in first[:2]} <= HEADER:
+    words = [cell.lower() for cell in first]
+    if {*words[:2]} <= HEADER:
+        if before := [word for word in words[:2] if word in WEIGHTS]:
+            raise ValueError(
+                f"line 1: a column {before[0]!r} before both ends of the edges: write source, target "
+                "and then the weight"
+            )
         return True, False
     if not others or any(map(_is_number, first)) or "" in first:
         return False, False
@@ -253,10 +261,10 @@ class _GraphML:
             self.lines.nodes.append(attributes["id"])
             self.check(len(self.lines.nodes) / 2, "nodes")
         elif tag == "edge":
-            if not {"source", "target"} <= attributes.keys():
+            if not (attributes.get("source") and attributes.get("target")):
                 raise ValueError(f"{where}: an edge without source and target")
             one_way = attributes.get("directed")
-            if one_way is not None and (one_way == "true") != self.directed:
+            if one_way is not None and (one_way.lower() in ("true", "1")) != self.directed:
                 raise ValueError(f"{where}: directed and undirected edges are mixed")
             self.lines.sources.append(attributes["source"])
             self.lines.targets.append(attributes["target"])

@@ -227,7 +227,7 @@ def facts_of(network: Network, shown: Picture) -> NDArray[np.float64]:
     degrees = network.total_degrees
     numbers = [
         nodes, network.edges, parts, network.loops, network.repeated, degrees.mean(), degrees.std(),
-        degrees.max(), shown.axis_gap, shown.skewness, (shown.cells[:, 0] >= 0).sum(), network.tied,
+        degrees.max(), shown.axis_gap, shown.skewness, (shown.cells[0, :, 0] >= 0).sum(), network.tied,
         network.directed, network.guessed,
     ]  # fmt: skip
     return np.array(numbers, np.float64)

@@ -118,7 +118,7 @@ class NormedLinear(nn.Linear):
         self.weight = layer.weight
         self.norm = nn.BatchNorm1d(layer.out_features, **like)
 
-    def forward(self, input: Float[Tensor, "batch *features"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "batch classes"]:
         """Features to logits."""
         logits = linear(input, self.weight)
         if isinstance(logits, Tensor) and logits.ndim != 2:  # a trace has no shapes

@@ -36,12 +36,16 @@ POLICY_CHANNELS, POLICY_WIDTH = 32, 128
 def crops(images: Images, places: Places, side: int) -> Float[Tensor, "batch _ {side} {side}"]:
     """A square of each image, `side` pixels wide, whose top left corner is at its place."""
     height, width = images.shape[2:]
+    if side > min(height, width):
+        raise ValueError(f"crops of {side} pixels are larger than images of {height} × {width}")
     room = torch.tensor([height - side, width - side], device=images.device)
     return _cut(images, (places.clamp(0, 1) * room).floor().long(), side)
 
 
 def frames(clips: Images, places: Places, side: int) -> Float[Tensor, "batch _ {side} {side}"]:
     """The frame at each clip's place; frames are squares of `side` pixels that stand in rows."""
+    if side > min(clips.shape[2:]):
+        raise ValueError(f"frames of {side} pixels are larger than clips of {clips.shape[2]} rows")
     across = clips.shape[3] // side
     count = across * (clips.shape[2] // side)
     index = (places[:, 0].clamp(0, 1) * count).floor().long().clamp(max=count - 1)

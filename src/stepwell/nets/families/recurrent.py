@@ -19,7 +19,11 @@ WIDEST = 4096
 
 
 class Words(nn.Module):
-    """Token ids (batch, tokens) to the mask of real tokens, and their vectors, each normalised."""
+    """Token ids (batch, tokens) to the mask of real tokens, and their vectors, each normalised.
+
+    Padding stands at the end of a text: all before its last real token counts as text. ValueError for
+    texts without any token.
+    """
 
     def __init__(self, words: int, inputs: int, padding: int) -> None:
         super().__init__()
@@ -27,11 +31,18 @@ class Words(nn.Module):
         self.vectors = nn.Embedding(words, inputs).requires_grad_(False)
 
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Mask, Vectors]:
-        mask = ids != self.padding if attention_mask is None else attention_mask.bool()
-        # a word of the text that is the padding token is read as a word: only the end is padding
-        mask = mask.flip(1).cumsum(1).flip(1) > 0
+        if isinstance(ids, Tensor) and ids.shape[1] == 0:
+            raise ValueError("texts of no token: give each one token at least")
+        mask = self.mask(ids, attention_mask)
         vectors = self.vectors(ids)
         return mask, F.layer_norm(vectors, vectors.shape[-1:])
+
+    def mask(self, ids: Tensor, attention_mask: Tensor | None = None) -> Mask:
+        """True for real tokens."""
+        given = ids != self.padding if attention_mask is None else attention_mask.bool()
+        # a word of the text that is the padding token is read as a word: only the end is padding
+        mask: Mask = given.flip(1).cumsum(1).flip(1) > 0
+        return mask
 
 
 class Recurrent(nn.Module):

@@ -102,6 +102,13 @@ class Cascade:
                 f"{', '.join(thresholds)}"
             )
         self.thresholds = {d: float(thresholds[d]) for d in self.depths[:-1]}
+        asked = [*self.thresholds.values()] if criterion == "patience" else []
+        if asked and all(patience > earlier for earlier, patience in enumerate(asked)):
+            raise ValueError(
+                f"no depth before {last!r} can answer: a patience of {min(asked):g} needs as many "
+                f"earlier depths that agree, and there are {len(asked) - 1}; lower it, or name more "
+                "depths"
+            )
         self.criterion = criterion
         self._score = named.score if named else lambda logits, agreed, weights: criterion(logits)  # type: ignore[operator]
         self._branches = branches_of([net.path(d) for d in self.depths])
