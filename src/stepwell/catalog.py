@@ -40,6 +40,7 @@ NETWORKS = {
     "msdnet24": "MSDNet of 24 layers in 11 blocks, for exits behind each (anytime prediction)",
     "cnc": "the CNN of 2 convolutions for pictures of complex networks (Xin et al. 2020)",
     "cnc_wide": "cnc with 16 and 32 channels and BatchNorm",
+    "cnc_pooled": "cnc_wide with pooled maps and statistics of the lit cells before the head",
     "vit_b_16": "torchvision's vision transformer of 12 blocks; holds 1, 2, ..., 11",
     "vit6": "a vision transformer of 6 blocks and 96 channels for about 32 pixels; holds 1, 2, ..., 5",
     "FOLDER": "for texts: a BERT, RoBERTa or DistilBERT of Hugging Face's; 6 layers hold 1, 2, ..., 5",

@@ -15,6 +15,7 @@ from stepwell.data.pictures.flags import Pictures
 from stepwell.data.pictures.generate import barabasi_albert, watts_strogatz, write_networks
 from stepwell.data.pictures.network import parse_network
 from stepwell.measure.networks import alike
+from stepwell.nets.families.cnc import LitCells
 from stepwell.recipes import train
 from stepwell.report.networks import _bright, networks_section
 from stepwell.report.run_record import read_run
@@ -50,6 +51,26 @@ def test_results_say_what_degrees_reach_without_a_picture(run):
     baselines = results["cnc"]["baselines"]
     assert set(baselines) == {"nodes and edges", "degrees", "sum of the picture"}
     assert baselines["degrees"]["accuracy"] == 1  # Barabási-Albert networks have hubs
+
+
+def test_a_pooled_head_sees_statistics_of_lit_cells_and_no_places():
+    rng = np.random.default_rng(0)
+    pictures = np.zeros((2, 3, 16, 16), np.float32)
+    places = [rng.permutation(256)[:count] for count in (9, 20)]
+    for own, at in zip(pictures.reshape(2, 3, 256), places, strict=True):
+        own[:, at] = rng.integers(1, 255, (3, len(at)))
+    scaled = (pictures - 3) / 7  # black is no longer 0
+    _, found = LitCells()(torch.from_numpy(scaled))
+    for own, at, row in zip(scaled.reshape(2, 3, 256), places, found, strict=True):
+        lit = own[:, at]
+        expected = np.concatenate([[np.log(len(at))], lit.mean(1), lit.std(1), lit.max(1)])
+        np.testing.assert_allclose(row, expected, rtol=1e-4)
+    _, moved = LitCells()(torch.from_numpy(scaled[..., ::-1].copy()))
+    torch.testing.assert_close(moved, found)
+    net = stepwell.build("cnc_pooled", num_classes=4, image_size=16).eval()
+    x = torch.from_numpy(scaled)
+    program = torch.export.export(net.subnet("2"), (x,))
+    torch.testing.assert_close(program.module()(x), net(x))
 
 
 def test_the_page_shows_which_nodes_decide(run):
