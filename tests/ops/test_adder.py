@@ -402,12 +402,12 @@ def test_a_slow_compiler_and_an_empty_name_of_one(home, tmp_path, monkeypatch):
     slow = tmp_path / "slow"
     slow.write_text("#!/bin/sh\nexec sleep 9\n")
     slow.chmod(0o755)
-    monkeypatch.setenv("CC", str(slow))
-    monkeypatch.setattr(compiled, "compiler_version", lambda: "slow")
-    monkeypatch.setattr(compiled, "COMPILE_TIMEOUT", 0.1)
-    with pytest.warns(UserWarning, match="slow takes longer than 0.1 s"):
-        assert compiled.library() is None
-    monkeypatch.setenv("CC", " ")
+    with monkeypatch.context() as patch:
+        patch.setenv("CC", str(slow))
+        patch.setattr(compiled, "compiler_version", lambda: "slow")
+        patch.setattr(compiled, "COMPILE_TIMEOUT", 0.1)
+        with pytest.warns(UserWarning, match="slow takes longer than 0.1 s"):
+            assert compiled.library() is None
     monkeypatch.setattr(compiled, "cache_folder", lambda: None)  # as where the user has no home
     compiled.library.cache_clear()
     with pytest.warns(UserWarning, match="kernel is not kept .there is no home folder"):
