@@ -7,16 +7,20 @@ import sys
 import time
 from pathlib import Path
 
+import igraph
+import networkx as nx
 import numpy as np
 import pytest
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+import stepwell
 from forking import Forked
 from stepwell.data import load_images
 from stepwell.data.formats import PHOTOGRAPHS, format_of
 from stepwell.data.groups import set_aside
 from stepwell.data.pictures import picture, store
+from stepwell.data.pictures import word2vec as word2vec_module
 from stepwell.data.pictures.flags import Pictures
 from stepwell.data.pictures.generate import (
     barabasi_albert,
@@ -135,6 +139,45 @@ def test_walks_follow_weights_and_arrows():
     first = paths[:, paths[0] == at["a"]]
     assert (first[1] == at["b"]).mean() == pytest.approx(0.75, abs=0.03)
     assert (paths[1:, paths[0] == at["d"]] == -1).all()  # no edge leaves d
+
+
+def one_by_one(vectors, outputs, centre, beside, inside, drawn, rate, cbow):
+    """The step of word2vec by loops, from the tables as they were before it."""
+    old, old_outputs = vectors.copy(), outputs.copy()
+    drawn = iter(drawn)
+    for walk, node in enumerate(centre):
+        near = beside[inside[:, walk], walk]
+        pairs = [(node, near)] if cbow and len(near) else [] if cbow else [(a, [node]) for a in near]
+        for target, sources in pairs:
+            hidden = old[sources].mean(0)
+            slope = np.zeros_like(hidden)
+            for asked, label in [(target, 1), *((a, 0) for a in next(drawn) if a != target)]:
+                error = rate * (label - 1 / (1 + np.exp(-hidden @ old_outputs[asked])))
+                slope += error * old_outputs[asked]
+                outputs[asked] += error * hidden
+            for source in sources:
+                vectors[source] += slope / len(sources)
+
+
+@pytest.mark.parametrize("cbow", [True, False])
+def test_a_step_of_word2vec_is_that_of_loops(cbow):
+    rng = np.random.default_rng(0)
+    nodes, count, window = 9, 7, 4
+    vectors, outputs = rng.normal(size=(nodes, 3)), rng.normal(size=(nodes, 3))
+    centre, beside = rng.integers(0, nodes, count), rng.integers(0, nodes, (window, count))
+    inside = rng.random((window, count)) < 0.6
+    inside[:, 2] = False  # a walk that has ended
+    chances = np.linspace(1 / nodes, 1, nodes)
+    pairs = inside.any(0).sum() if cbow else inside.sum()
+    chance = np.random.default_rng(1).random((pairs, word2vec_module.NEGATIVES))
+    drawn = np.searchsorted(chances, chance)
+    slow = vectors.copy(), outputs.copy()
+    one_by_one(*slow, centre, beside, inside, drawn, 0.1, cbow)
+    word2vec_module._step(
+        vectors, outputs, centre, beside, inside, chances, 0.1, np.random.default_rng(1), cbow
+    )
+    assert np.allclose(vectors, slow[0], atol=1e-12)
+    assert np.allclose(outputs, slow[1], atol=1e-12)
 
 
 def test_word2vec_brings_nodes_of_one_part_together():
@@ -712,6 +755,58 @@ def test_a_card_records_the_format_and_refuses_nonsense():
     with pytest.raises(ValueError, match="an int is no network"):
         format_of(HOW).squared(3, 16)
     assert pixels.max() > 0
+
+
+def of_networkx(rows, directed):
+    graph = nx.DiGraph() if directed else nx.Graph()
+    graph.add_weighted_edges_from(rows)
+    return graph
+
+
+def of_igraph(rows, directed):
+    return igraph.Graph.TupleList(rows, directed=directed, weights=True)
+
+
+@pytest.mark.parametrize("made", [of_networkx, of_igraph])
+@pytest.mark.parametrize("directed", [False, True])
+def test_a_graph_in_python_has_the_picture_of_its_file(made, directed, tmp_path):
+    rng = np.random.default_rng(0)
+    pairs = {(f"n{a}", f"n{b}") for a, b in rng.integers(0, 40, (150, 2)).tolist() if a < b}
+    rows = [(a, b, float(rng.integers(1, 9))) for a, b in sorted(pairs)]
+    head = f"# {'directed' if directed else 'undirected'} weighted\n"
+    file = tmp_path / "it.edges"
+    file.write_text(head + "".join(f"{a} {b} {weight}\n" for a, b, weight in rows))
+    form = format_of(HOW)
+    graph = made(rows, directed)
+    assert (form.squared(graph, 24) == form.squared(file, 24)).all()
+    assert form.noted(graph, 24)[1] == form.noted(file, 24)[1]
+    net = stepwell.build("cnc", num_classes=2, image_size=24).eval()
+    net.mark("trained")
+    net.card = stepwell.Card(("a", "b"), 24, drawing=HOW)
+    assert net.predict([graph, file])[0].top == net.predict(file).top
+    assert net.predict(graph).top == net.predict(file).top
+
+
+def test_graphs_in_python_that_are_refused():
+    form = format_of(HOW)
+    numbers = nx.Graph([(1, "1"), (1, 2)])
+    for graph, said in (
+        (nx.Graph(), "no edge"),
+        (igraph.Graph(3), "no edge"),
+        (numbers, "two nodes of the graph are named '1'"),
+        (of_networkx([("a", "b", -1)], False), "from 'a' to 'b': the weight -1 is negative"),
+        (of_networkx([("a", "b", "x")], False), "from 'a' to 'b': the weight 'x' is no number"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            form.squared(graph, 16)
+    with pytest.raises(ValueError, match="more than 2 edges: train with a higher --max-edges"):
+        format_of(HOW | {"max_edges": 2}).squared(nx.path_graph(9), 16)
+    with pytest.raises(ValueError, match="a graph is no image"):
+        PHOTOGRAPHS.squared(nx.path_graph(9), 16)
+    graph = nx.path_graph(9)
+    graph.edges[0, 1]["weight"] = 2.0  # others weigh 1
+    whole = of_networkx([(i, i + 1, 2.0 if i == 0 else 1.0) for i in range(8)], False)
+    assert (form.squared(graph, 16) == form.squared(whole, 16)).all()
 
 
 def test_the_lines_of_the_page_run(tmp_path, monkeypatch):

@@ -27,13 +27,25 @@ from stepwell.data.decoding import (
     own_size,
     pixels_of,
 )
-from stepwell.data.preprocess import Source, squared
+from stepwell.data.preprocess import squared
 
 #: Module and class of a format by its name in a card.
 FORMATS = {
     "network": ("stepwell.data.pictures.format", "NetworkPictures"),
     "clip": ("stepwell.data.clips", "Clips"),
 }
+
+
+@runtime_checkable
+class Graph(Protocol):
+    """A graph of networkx or igraph."""
+
+    def is_directed(self) -> bool:
+        """Say whether edges have a direction."""
+
+
+#: What a format may read: an image, or a graph.
+Source = preprocess.Source | Graph
 
 
 @runtime_checkable
@@ -87,7 +99,9 @@ class Format:
         return pixels_of(paths, size), {}
 
     def squared(self, source: Source, size: int) -> NDArray[np.uint8]:
-        """RGB bytes (size, size, 3) of one file; ValueError names an unreadable one."""
+        """RGB bytes (size, size, 3) of one image; ValueError names an unreadable one, or a graph."""
+        if isinstance(source, Graph):
+            raise ValueError("a graph is no image: give it to a network that `train cnc` has trained")
         return squared(source, size)
 
     def noted(self, source: Source, size: int) -> tuple[NDArray[np.uint8], str]:

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stepwell.data.formats import format_of
+from stepwell.data.formats import Source, format_of
 from stepwell.data.loader import normalise
-from stepwell.data.preprocess import Source
 from stepwell.nets.card import Card
 from stepwell.train_mode import check_eval_mode
 from stepwell.types import Images

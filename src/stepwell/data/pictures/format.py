@@ -11,9 +11,10 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stepwell.data.formats import Format
+from stepwell.data.formats import Format, Graph
 from stepwell.data.pictures import network, picture, reading, store, word2vec
 from stepwell.data.pictures.flags import Pictures
+from stepwell.data.pictures.graphs import network_of
 from stepwell.data.pictures.network import SUFFIXES, Network, read_network
 from stepwell.measures import some, with_article
 
@@ -107,7 +108,7 @@ class NetworkPictures(Format):
         return False
 
     def squared(self, source: Any, size: int) -> NDArray[np.uint8]:
-        """The picture (size, size, 3) of one network: a file, or a `Network`."""
+        """The picture (size, size, 3) of one network: a file, a `Network`, or a graph."""
         return self._drawn(source, size)[1].pixels
 
     def noted(self, source: Any, size: int) -> tuple[NDArray[np.uint8], str]:
@@ -119,11 +120,16 @@ class NetworkPictures(Format):
         return drawn[1].pixels, "; ".join(words)
 
     def _drawn(self, source: Any, size: int) -> tuple[Network, picture.Picture]:
-        if not isinstance(source, Network):
-            if not isinstance(source, str | Path):
-                what = with_article(type(source).__name__)
-                raise ValueError(f"{what} is no network: give the path of an edge list or GraphML")
+        if isinstance(source, Graph):
+            source = network_of(source, self.record)
+        elif isinstance(source, str | Path):
             source = read_network(source, self.record)
+        elif not isinstance(source, Network):
+            what = with_article(type(source).__name__)
+            raise ValueError(
+                f"{what} is no network: give the path of an edge list or GraphML, or a graph of "
+                "networkx or igraph"
+            )
         with store.one_thread():
             return source, picture.draw(source, self.record, size)
 

@@ -109,6 +109,11 @@ def parse_network(content: bytes, suffix: str, how: Mapping[str, Any]) -> Networ
         lines = read_graphml(content, how["max_edges"])
     else:
         lines = read_edge_list(content, EDGE_LISTS.get(suffix, "?"), how["max_edges"])
+    return numbered(lines, how)
+
+
+def numbered(lines: Lines, how: Mapping[str, Any]) -> Network:
+    """The network of these edges, its nodes in canonical order; `how` and errors as above."""
     directed = lines.directed if how["directed"] is None else how["directed"]
     return _network(lines, directed, how["loops"], how["multi_edges"])
 

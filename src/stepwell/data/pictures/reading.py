@@ -77,7 +77,7 @@ def read_edge_list(content: bytes, mark: str | None, most: int) -> Lines:
     for number, cells in table:
         _check_columns(cells, width, f"line {number}", mark)
     sources, targets = ([cells[i].strip() for _, cells in table] for i in (0, 1))
-    weights = [_weight(cells[2], f"line {n}") for n, cells in table] if width == 3 else None
+    weights = [weight_of(cells[2], f"line {n}") for n, cells in table] if width == 3 else None
     alone = head.alone({*sources, *targets}, most)
     return Lines(sources, targets, weights, alone, head.directed, guessed)
 
@@ -195,7 +195,8 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _weight(text: str, where: str) -> float:
+def weight_of(text: str, where: str) -> float:
+    """Read a weight, 0 or more; ValueError says where it stands."""
     try:
         weight = float(text.replace("_", "?"))  # Python reads 1_000, other programs do not
     except ValueError:
@@ -273,11 +274,11 @@ class _GraphML:
             self.inside = "edge"
             self.check(len(self.lines.sources), "edges")
         elif (
-            tag == "data" and self.inside == "edge" and self.is_weight(attributes.get("key", ""))
+            tag == "data" and self.inside == "edge" and self.isweight_of(attributes.get("key", ""))
         ) or (tag == "default" and self.inside == "key"):
             self.text = []
 
-    def is_weight(self, key: str) -> bool:
+    def isweight_of(self, key: str) -> bool:
         """Tell whether a key is that of the weights: the declared one, or an undeclared "weight"."""
         return key == (self.key or "weight") and (key in self.keys) == bool(self.key)
 
@@ -295,7 +296,7 @@ class _GraphML:
         self.depth -= 1
         if self.text is not None:
             assert self.lines.weights is not None
-            weight = _weight("".join(self.text), f"line {self.parser.CurrentLineNumber}")
+            weight = weight_of("".join(self.text), f"line {self.parser.CurrentLineNumber}")
             self.text = None
             if self.inside == "edge":
                 self.lines.weights[-1] = weight

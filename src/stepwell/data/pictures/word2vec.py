@@ -1,5 +1,7 @@
 """CBOW and skip-gram with negative sampling on walks (Mikolov et al. 2013), batch by batch in numpy."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,39 +50,36 @@ def _step(
     rng: np.random.Generator, cbow: bool,
 ) -> None:  # fmt: skip
     """One step of gradient descent, in place."""
+    beside, inside = beside.T, inside.T  # (walks, window)
+    counts = inside.sum(1)
     if cbow:
-        used = inside.any(0)
-        inside, beside, target = inside[:, used], beside[:, used], centre[used]
-        members = np.where(inside, beside, 0)
-        share = inside / inside.sum(0)
-        hidden = np.einsum("wb,wbd->bd", share, vectors[members])
+        used = counts > 0
+        target, counts, nodes = centre[used], counts[used], beside[inside]
+        # gensim gives each vector of the window the whole gradient of the mean
+        shares = _table(np.repeat(1 / counts, counts), nodes, counts, len(vectors))
     else:
-        position, walk = np.nonzero(inside)
-        source, target = centre[walk], beside[position, walk]
-        hidden = vectors[source]
+        target = beside[inside]
+        ones = np.ones(len(target), np.int64)
+        shares = _table(ones.astype(float), np.repeat(centre, counts), ones, len(vectors))
+    hidden = shares @ vectors
     drawn = np.searchsorted(chances, rng.random((len(target), NEGATIVES)))
     asked = np.concatenate([target[:, None], drawn], 1)  # (batch, 1 + negatives)
-    wanted = np.zeros(asked.shape)
-    wanted[:, 0] = 1
-    skipped = asked == target[:, None]
-    skipped[:, 0] = False
-    out = outputs[asked]
-    scores = np.einsum("bd,bkd->bk", hidden, out)
-    error = rate * (wanted - 1 / (1 + np.exp(-np.clip(scores, -30, 30)))) * ~skipped
-    slope = np.einsum("bk,bkd->bd", error, out)
-    _add(outputs, asked.ravel(), (error[:, :, None] * hidden[:, None]).reshape(-1, hidden.shape[1]))
-    if cbow:  # gensim gives each vector of the window the whole gradient of the mean
-        at, column = np.nonzero(inside)
-        _add(vectors, members[at, column], slope[column] / inside.sum(0)[column, None])
-    else:
-        _add(vectors, source, slope)
+    scores = np.einsum("bd,bkd->bk", hidden, outputs[asked])
+    error = -1 / (1 + np.exp(-np.clip(scores, -30, 30)))
+    error[:, 0] += 1
+    error[:, 1:][drawn == target[:, None]] = 0
+    asking = np.full(len(asked), asked.shape[1])
+    errors = _table(rate * error.ravel(), asked.ravel(), asking, len(outputs))
+    slope = errors @ outputs
+    outputs += errors.T @ hidden
+    vectors += shares.T @ slope
 
 
-def _add(table: NDArray[np.float64], rows: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-    """Add values to rows of a table, of which some are there several times."""
+def _table(
+    values: NDArray[np.float64], columns: NDArray[np.int64], counts: NDArray[np.int64], width: int
+) -> Any:
+    """A sparse matrix whose rows hold so many values each, in these columns; repeated ones add up."""
     from scipy import sparse
 
-    chosen = sparse.csr_array(
-        (np.ones(len(rows)), rows, np.arange(len(rows) + 1)), (len(rows), len(table))
-    )
-    table += chosen.T @ values
+    start = np.append(0, np.cumsum(counts))
+    return sparse.csr_array((values, columns, start), (len(counts), width))
