@@ -57,7 +57,16 @@ def ran(command, **_):
 
 #: Those of more than six seconds. Tests of kernels, of each network that decides and of the server run
 #: the same code on less.
-LONG = ("adder", "dynamic", "dynamic_graphs", "dynamic_places", "freed_memory", "serve")
+LONG = (
+    "adder",
+    "dynamic",
+    "dynamic_graphs",
+    "dynamic_places",
+    "file_size",
+    "freed_memory",
+    "help_time",
+    "serve",
+)
 
 
 @pytest.mark.parametrize(

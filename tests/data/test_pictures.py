@@ -621,7 +621,7 @@ def test_bad_folders_are_told_in_one_line(tmp_path):
     for part in ("train", "test"):
         (root / part / "photos").mkdir()
         Image.new("RGB", (8, 8)).save(root / part / "photos" / "a.png")
-    with pytest.raises(ValueError, match="holds images and .* holds networks"):
+    with pytest.raises(ValueError, match="is an image and .* is a network"):
         load_images(str(root))
     ring = tmp_path / "rings"
     for name in ("a/1", "a/2", "b/1", "b/2"):
@@ -815,3 +815,55 @@ def test_the_lines_of_the_page_run(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     exec(compile(code.replace("train=20", "train=2"), "network-pictures.md", "exec"), {})
     assert len(load_images("networks").train) == 4
+
+
+WEIGHT_KEY = '<key id="{0}" for="edge" attr.name="weight" attr.type="{1}"/>'
+ONE_GRAPH = '<graph edgedefault="undirected">{0}</graph>'
+
+
+def test_weights_of_several_types_and_elements_of_other_namespaces(tmp_path):
+    graph = nx.path_graph(5)
+    graph[0][1]["weight"], graph[1][2]["weight"] = 1, 2.5  # networkx writes a key for each type
+    nx.write_graphml(graph, tmp_path / "mixed.graphml")
+    form = format_of(HOW)
+    assert (form.squared(tmp_path / "mixed.graphml", 16) == form.squared(graph, 16)).all()
+    foreign = (
+        '<graphml xmlns="http://graphml.graphdrawing.org/xmlns" xmlns:y="http://other">'
+        + WEIGHT_KEY.format("w", "double")
+        + ONE_GRAPH.format(
+            '<edge source="a" target="b"><data><y:edge source="b" target="d"/></data>'
+            '<data key="w">7</data></edge><edge source="b" target="c"/>'
+        )
+        + "</graphml>"
+    )
+    read = parse_network(foreign.encode(), ".graphml", HOW)
+    assert sorted(read.names) == ["a", "b", "c"]
+    assert sorted(set(read.weights.tolist())) == [1, 7]
+    edge = '<edge source="a" target="b">{0}</edge>'
+    twice = edge.format('<data key="w">1</data><data key="w">9</data>')
+    for text, said in (
+        (
+            ONE_GRAPH.format(edge.format("")) + WEIGHT_KEY.format("w", "int"),
+            "the weights stands behind the <graph>",
+        ),
+        (
+            WEIGHT_KEY.format("w", "int") + ONE_GRAPH.format(twice),
+            "a second weight of one edge",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            parse_network(f"<graphml>{text}</graphml>".encode(), ".graphml", HOW)
+
+
+def test_nodes_without_an_edge_are_no_parts():
+    graph = nx.path_graph(9)
+    graph.add_node("alone")
+    assert "several parts" not in format_of(HOW).noted(graph, 16)[1]
+    graph.add_edge("other", "pair")
+    assert "several parts" in format_of(HOW).noted(graph, 16)[1]
+
+
+def test_a_pipe_is_no_network(tmp_path):
+    os.mkfifo(tmp_path / "x.edges")
+    _, bad = store.pictures([tmp_path / "x.edges"], HOW, 16)
+    assert "no regular file" in str(bad.popitem()[1])

@@ -171,6 +171,9 @@ def test_outputs_under_wrong_names_are_one_line(tmp_path):
         detector.find(torch.zeros(3, 48, 64, dtype=torch.uint8))
 
 
+ROWS = {"classes": ["a"], "size": 64, "outputs": {"rows": "r"}}
+
+
 @pytest.mark.parametrize(("about", "message"), [
     (None, "does not say what its outputs are: write"),
     ({"classes": [], "size": 64, "outputs": {"rows": "r"}}, '"classes" is no list of names'),
@@ -178,6 +181,11 @@ def test_outputs_under_wrong_names_are_one_line(tmp_path):
     ({"classes": ["a"], "size": 64, "outputs": {"boxes": "r"}}, '"outputs" names none of'),
     ({"classes": ["a"], "size": 64, "outputs": {"rows": "x"}}, "the graph has no output 'x'"),
     ({"classes": ["a"], "size": 64, "outputs": {"rows": "r"}, "form": "z"}, '"form" is none of'),
+    (ROWS | {"mean": {"a": 1}}, '"mean" is neither a number nor a list of three'),
+    (ROWS | {"mean": [0.1, 0.2]}, '"mean" is neither'),
+    (ROWS | {"std": [0, 0, 0]}, '"std" is neither a number above 0'),
+    (ROWS | {"first": None}, '"first" is no whole number'),
+    (ROWS | {"relative": "no"}, '"relative" is neither true nor false'),
 ])  # fmt: skip
 def test_a_graph_without_named_outputs_is_one_line(about, message, tmp_path):
     from stepwell.nets.detection.onnx import OnnxDetector

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import stepwell
 from stepwell.data.pictures.flags import Pictures
@@ -140,6 +141,28 @@ def test_one_folder_is_for_every_recipe_of_images(run, networks, tmp_path):
     again = {"data": str(networks), "out": tmp_path / "own", "net": "cnc", "walks": 3} | QUICK
     with pytest.raises(ValueError, match="--channels counts degree span, not counts: resume"):
         train("supervised", channels=("counts",), **again)
+
+
+def test_images_and_networks_are_not_measured_by_one_another(run, networks, tmp_path):
+    for part in ("train", "test"):
+        for name in ("ba", "ws"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{i}.png")
+    photos = tmp_path / "photos run"
+    train("supervised", data=str(tmp_path), out=photos, net="resnet8", **QUICK)
+    for measured, data, said in (
+        (run, tmp_path, "holds images, and the network was trained on networks"),
+        (photos, networks, "holds networks, and the network was trained on images"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            stepwell.open_network(measured).do("evaluate", data=str(data))
+    with pytest.raises(ValueError, match="saw images, and these are networks"):
+        train(
+            "distill", data=str(networks), out=tmp_path / "student", teacher=(str(photos),),
+            student="cnc", **QUICK,
+        )  # fmt: skip
 
 
 def test_flags_of_networks_are_for_networks(tmp_path):

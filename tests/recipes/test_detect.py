@@ -122,6 +122,19 @@ def test_predict_writes_boxes_as_coco_csv_json_and_pictures(run, data, tmp_path)
     assert {c["name"] for c in content["categories"]} == {"square", "disc"}
     assert [i["height"] for i in content["images"]] == [48, 30]
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["grey.png", "test-1.png"]
+    truth = tmp_path / "truth.json"
+    rows = [{k: v for k, v in row.items() if k != "score"} for row in content["annotations"]]
+    for other in (content | {"annotations": rows}, {"a": 1}, []):
+        truth.write_text(json.dumps(other))
+        code, text = told("predict", run, image, "--coco", truth)
+        assert (code, "holds no boxes with scores: name another file" in text) == (2, True)
+        assert json.loads(truth.read_text()) == other
+    code, text = told("predict", run, image, "--coco", tmp_path / "o.json")
+    assert code == 0
+    code, text = told(
+        "predict", run, image, "--coco", tmp_path / "x.json", "--csv", tmp_path / "x.json"
+    )
+    assert (code, "--csv and --coco name one file" in text) == (2, True)
     drawn = np.asarray(Image.open(tmp_path / "drawn" / "test-1.png"))
     assert (drawn != np.asarray(Image.open(image))).any()
     code, text = told(

@@ -85,6 +85,8 @@ def predict(
         check_place("--csv", csv, ".csv", ".tsv", ".txt")
     if coco is not None:
         check_place("--coco", coco, ".json")
+        if csv is not None and csv.resolve() == coco.resolve():
+            raise ValueError(f"--csv and --coco name one file, {csv}: name two")
     if kind := recorded_kind(run):
         _check_there(files, kind)
     network = open_network(run, to="predict", module=imported(module))

@@ -46,12 +46,13 @@ class Detector:
         self.classes: list[str] = self.about["classes"]
 
     def __call__(self, source: Source) -> Found:
-        """The boxes of an image in its own pixels; ValueError if it cannot be read."""
+        """The boxes of an image in its own pixels, with an area; ValueError if it cannot be read."""
         original = whole(source)
         pixels = whole(original, self.about["size"])
         boxes, scores, labels = self.find(pixels)
         scale = np.array([original.shape[1] / pixels.shape[1], original.shape[0] / pixels.shape[0]] * 2)
-        return (boxes * scale).astype(np.float32), scores, labels
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(1)  # others lie outside of the image
+        return (boxes * scale).astype(np.float32)[inside], scores[inside], labels[inside]
 
     def find(self, pixels: NDArray[np.uint8]) -> Found:
         """The boxes of RGB bytes (height, width, 3), in their pixels, at the size that they have."""

@@ -210,10 +210,8 @@ def _form_in(folders: Sequence[Path], drawing: Mapping[str, Any], only_drawn: bo
     photographs = {folder for folder in folders if PHOTOGRAPHS.files(folder)}
     drawn = {folder for folder in folders if other.files(folder)} - photographs
     if photographs and drawn:
-        raise ValueError(
-            f"{min(photographs)} holds images and {min(drawn)} holds {other.NOUN}s: a data set needs "
-            "one kind"
-        )
+        image, file = PHOTOGRAPHS.files(min(photographs))[0], other.files(min(drawn))[0]
+        raise ValueError(f"{image} is an image and {file} is a {other.NOUN}: a data set needs one kind")
     return other if drawn or (only_drawn and not photographs) else PHOTOGRAPHS
 
 

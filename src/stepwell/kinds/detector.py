@@ -116,6 +116,8 @@ def predict(
     files, unreadable = _readable(expand(paths))
     if draw is not None:
         _check_drawn(draw, files)
+    if coco is not None:
+        _check_replaced(coco)
     predictions = [Prediction(file, error=error) for file, error in unreadable.items()]
     if files:
         images = unlabelled(files, net.card.classes)
@@ -164,6 +166,19 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
         rows, net.full, read, run, example, card.costs,
         quick=lambda content: is_small(content, card.size),
     )  # fmt: skip
+
+
+def _check_replaced(coco: Path) -> None:
+    """Refuse to write over a json file that holds anything else than boxes with scores; ValueError."""
+    if not coco.is_file():
+        return
+    try:
+        rows = json.loads(coco.read_bytes())["annotations"]
+        replaced = all("score" in row for row in rows)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        replaced = False
+    if not replaced:
+        raise ValueError(f"--coco {coco} holds no boxes with scores: name another file, or remove it")
 
 
 def _readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:

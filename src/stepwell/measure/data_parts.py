@@ -124,6 +124,11 @@ def parts_for(
     if not card.classes:
         raise ValueError("this network names no classes, so nothing can be measured: set net.card")
     splits = load_images(data, card.size, drawing=card.drawing)
+    saw, noun = (format_of(drawing).NOUN for drawing in (card.drawing, splits.test.drawing))
+    if saw != noun:
+        raise ValueError(
+            f"{data} holds {noun}s, and the network was trained on {saw}s: measure it on such data"
+        )
     digest = data_fingerprint(splits)
     known = fingerprint == digest
     if same and not known:
@@ -174,13 +179,14 @@ def fitted(
     teacher whose pictures of networks are drawn otherwise.
     """
     for source in teacher.sources:
+        saw, noun = (format_of(d).NOUN for d in (source.drawing, batches.images.drawing))
+        if saw != noun and source.file is not None:
+            raise ValueError(
+                f"the teacher {source.name} saw {saw}s, and these are {noun}s: measure it on what it "
+                "saw"
+            )
         if not source.drawing:
             continue
-        if not batches.images.drawing:
-            raise ValueError(
-                f"the teacher {source.name} saw {format_of(source.drawing).NOUN}s, and these are "
-                "images: measure it on what it saw"
-            )
         if name := differing(source.drawing, batches.images.drawing):
             value = source.drawing.get(name.replace("-", "_"))
             raise ValueError(

@@ -213,9 +213,11 @@ class _GraphML:
         self.most, self.depth = most, 0
         self.lines = Lines([], [], [], [], False)
         self.directed: bool | None = None
-        self.key = ""  # of the weights
+        self.space = ""  # the namespace of the root: elements of others are not GraphML's
+        self.weights = set[str]()  # keys of weights: networkx writes one for each type of number
         self.keys = set[str]()  # all that are declared
-        self.usual = 1.0  # weight of an edge that has none
+        self.usual: float | None = None  # weight of an edge that has none
+        self.weighed = False  # the edge has its weight
         self.inside = ""  # "key" of the weights, or "edge"
         self.text: list[str] | None = None  # of the weight that is being read
         self.parser = expat.ParserCreate(namespace_separator=" ")
@@ -229,11 +231,15 @@ class _GraphML:
         raise ValueError("a document type or an entity, which GraphML does not need: it is refused")
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
-        tag = tag.rpartition(" ")[2]
+        space, _, tag = tag.rpartition(" ")
         self.depth += 1
         where = f"line {self.parser.CurrentLineNumber}"
         if self.depth > NESTED:
             raise ValueError(f"{where}: elements are nested more than {NESTED} deep")
+        if self.depth == 1:
+            self.space = space
+        elif space != self.space:
+            return
         if self.depth == 1 and tag != "graphml":
             raise ValueError(f"it begins with <{tag[:20]}> instead of <graphml>")
         if tag == "hyperedge":
@@ -242,9 +248,10 @@ class _GraphML:
             of_edges, id = attributes.get("for", "all") in ("edge", "all"), attributes.get("id", "")
             self.keys.add(id)
             if of_edges and attributes.get("attr.name", id).lower() == "weight":
-                if self.key:
-                    raise ValueError(f"{where}: a second weight of edges: one is drawn")
-                self.key, self.inside = id, "key"
+                if self.directed is not None:
+                    raise ValueError(f"{where}: the key of the weights stands behind the <graph>")
+                self.weights.add(id)
+                self.inside = "key"
         elif tag == "graph":
             if self.directed is not None:
                 raise ValueError(f"{where}: a second graph: one file holds one network")
@@ -270,17 +277,19 @@ class _GraphML:
             self.lines.sources.append(attributes["source"])
             self.lines.targets.append(attributes["target"])
             assert self.lines.weights is not None
-            self.lines.weights.append(self.usual)
-            self.inside = "edge"
+            self.lines.weights.append(1.0 if self.usual is None else self.usual)
+            self.inside, self.weighed = "edge", False
             self.check(len(self.lines.sources), "edges")
         elif (
-            tag == "data" and self.inside == "edge" and self.isweight_of(attributes.get("key", ""))
+            tag == "data" and self.inside == "edge" and self.is_weight(attributes.get("key", ""))
         ) or (tag == "default" and self.inside == "key"):
             self.text = []
 
-    def isweight_of(self, key: str) -> bool:
-        """Tell whether a key is that of the weights: the declared one, or an undeclared "weight"."""
-        return key == (self.key or "weight") and (key in self.keys) == bool(self.key)
+    def is_weight(self, key: str) -> bool:
+        """Tell whether a key is one of the weights: a declared one, or an undeclared "weight"."""
+        if self.weights:
+            return key in self.weights
+        return key == "weight" and key not in self.keys
 
     def check(self, count: float, what: str) -> None:
         if count > self.most:
@@ -294,16 +303,28 @@ class _GraphML:
 
     def end(self, tag: str) -> None:
         self.depth -= 1
+        space, _, tag = tag.rpartition(" ")
+        if space != self.space:
+            return
         if self.text is not None:
-            assert self.lines.weights is not None
-            weight = weight_of("".join(self.text), f"line {self.parser.CurrentLineNumber}")
+            where = f"line {self.parser.CurrentLineNumber}"
+            weight = weight_of("".join(self.text), where)
             self.text = None
-            if self.inside == "edge":
-                self.lines.weights[-1] = weight
-            else:
-                self.usual = weight
-        elif tag.rpartition(" ")[2] in ("key", "edge"):
+            self.keep(weight, where)
+        elif tag in ("key", "edge"):
             self.inside = ""
+
+    def keep(self, weight: float, where: str) -> None:
+        """Take the weight of the present edge, or that of edges without one."""
+        if self.inside == "edge":
+            if self.weighed:
+                raise ValueError(f"{where}: a second weight of one edge")
+            assert self.lines.weights is not None
+            self.lines.weights[-1], self.weighed = weight, True
+        elif self.usual not in (None, weight):
+            raise ValueError(f"{where}: a second weight for edges that have none")
+        else:
+            self.usual = weight
 
 
 def read_graphml(content: bytes, most: int) -> Lines:

@@ -150,6 +150,8 @@ def _folder(how: Mapping[str, Any], size: int) -> Path:
 def _content(path: Path, how: Mapping[str, Any]) -> bytes:
     """The content of a file; ValueError names one that cannot be read."""
     try:
+        if not path.is_file():  # a pipe would block
+            raise ValueError("it is no regular file")
         check_bytes(path.stat().st_size, how)
         return path.read_bytes()
     except (OSError, ValueError) as error:
@@ -223,8 +225,8 @@ def facts_of(network: Network, shown: Picture) -> NDArray[np.float64]:
 
     nodes = len(network.names)
     table = sparse.csr_array((network.weights, network.neighbours, network.start), shape=(nodes, nodes))
-    parts, _ = connected_components(table, directed=False)
     degrees = network.total_degrees
+    parts = connected_components(table, directed=False)[0] - (degrees == 0).sum()  # which are not drawn
     numbers = [
         nodes, network.edges, parts, network.loops, network.repeated, degrees.mean(), degrees.std(),
         degrees.max(), shown.axis_gap, shown.skewness, (shown.cells[0, :, 0] >= 0).sum(), network.tied,

@@ -144,6 +144,17 @@ def _problem(about: Mapping[str, Any], outputs: list[str]) -> str | None:
         return f"the graph has no output {missing[0]!r}"
     if about.get("form", _CORNERS[0]) not in _CORNERS:
         return f'"form" is none of {", ".join(_CORNERS)}'
+    for name in ("mean", "std"):
+        values = about.get(name, 1)
+        each = values if isinstance(values, list) and len(values) == 3 else [values]
+        least = -1e6 if name == "mean" else 0
+        if not all(type(v) in (int, float) and least < v < 1e6 for v in each):
+            above = "" if name == "mean" else " above 0"
+            return f'"{name}" is neither a number{above} nor a list of three, red, green and blue'
+    if type(about.get("first", 0)) is not int:
+        return '"first" is no whole number, the label of the first class'
+    if wrong := [n for n in ("relative", "square") if type(about.get(n, True)) is not bool]:
+        return f'"{wrong[0]}" is neither true nor false'
     return None
 
 
