@@ -180,7 +180,7 @@ def fitted(
     """
     for source in teacher.sources:
         saw, noun = (format_of(d).NOUN for d in (source.drawing, batches.images.drawing))
-        if saw != noun and source.file is not None:
+        if saw != noun and (source.drawing or source.file is not None):  # an ONNX file may not say
             raise ValueError(
                 f"the teacher {source.name} saw {saw}s, and these are {noun}s: measure it on what it "
                 "saw"
