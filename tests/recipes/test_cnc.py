@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -141,6 +142,23 @@ def test_one_folder_is_for_every_recipe_of_images(run, networks, tmp_path):
     again = {"data": str(networks), "out": tmp_path / "own", "net": "cnc", "walks": 3} | QUICK
     with pytest.raises(ValueError, match="--channels counts degree span, not counts: resume"):
         train("supervised", channels=("counts",), **again)
+
+
+def test_relabelled_copies_get_the_same_class(run, networks):
+    net = stepwell.load(run)
+    rng = np.random.default_rng(0)
+    same = []
+    for file in sorted(networks.glob("*/*/*.edges"))[:20]:
+        graph = nx.read_edgelist(file)
+        nodes = [*graph]
+        copies = [
+            nx.relabel_nodes(graph, dict(zip(nodes, rng.permutation(len(nodes)).tolist(), strict=True)))
+            for _ in range(5)
+        ]
+        answer, *others = (p.top[0] for p in net.predict([graph, *copies]))
+        same += [other[0] == answer[0] and abs(other[1] - answer[1]) < 0.02 for other in others]
+    assert len(same) == 100
+    assert sum(same) >= 99
 
 
 def test_images_and_networks_are_not_measured_by_one_another(run, networks, tmp_path):
