@@ -11,15 +11,15 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.__main__ import RESULTS, hardware
+from benchmarks.network_pictures import gensim_vectors
 from stepwell.claims.cnc.arms import TASKS, pictures
 from stepwell.claims.kit.inference import Spread, interval, summary, verdict_of
 from stepwell.data.pictures import picture
@@ -34,35 +34,20 @@ def gensim_word2vec(
     cbow: bool,
 ) -> NDArray[np.float64]:  # fmt: skip
     """gensim's vectors of the nodes (nodes, dimensions), in place of those of ours."""
-    from gensim.models import Word2Vec
-
-    model = Word2Vec(
-        [[str(node) for node in path if node >= 0] for path in walks.T.tolist()],
-        vector_size=dimensions, window=window, min_count=1, sg=int(not cbow), workers=1,
-        seed=int(rng.integers(2**31)),
-    )  # fmt: skip
+    known = gensim_vectors(walks, window, dimensions, int(rng.integers(2**31)), cbow)
     vectors = np.zeros((nodes, dimensions))
     for node in range(nodes):
-        if str(node) in model.wv:
-            vectors[node] = model.wv[str(node)]
+        if str(node) in known:
+            vectors[node] = known[str(node)]
     return vectors
-
-
-@contextmanager
-def new_pictures() -> Iterator[None]:
-    """Keep pictures apart from those of the user's cache: gensim's have the flags of ours."""
-    with (
-        tempfile.TemporaryDirectory() as cache,
-        mock.patch.dict(os.environ, STEPWELL_DATA=cache, STEPWELL_QUIET="1"),
-    ):
-        yield
 
 
 def accuracy(task: str, seed: int, embedding: str) -> float:
     """Test accuracy of a CNN on pictures by "ppmi", or by gensim's "cbow" or "skipgram", in percent."""
     with (
-        new_pictures(),
         tempfile.TemporaryDirectory() as out,
+        tempfile.TemporaryDirectory() as cache,  # of its own: gensim's pictures have the flags of ours
+        mock.patch.dict(os.environ, STEPWELL_DATA=cache, STEPWELL_QUIET="1"),
         mock.patch.object(picture, "word2vec", gensim_word2vec),
     ):
         result = pictures(
@@ -73,10 +58,14 @@ def accuracy(task: str, seed: int, embedding: str) -> float:
     return 100 * float(result["test"][f"{task}/accuracy"])
 
 
+def kept() -> list[dict[str, Any]]:
+    """The lines that are there."""
+    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
+
+
 def compared(rival: str, margin: float = -2.0) -> str:
     """A line for each task: the mean difference of PPMI and gensim, its 90 % interval, a verdict."""
-    lines = [json.loads(line) for line in LINES.read_text().splitlines()]
-    text = []
+    lines, text = kept(), []
     for task in TASKS:
         pairs = [line for line in lines if (line["task"], line["gensim"]) == (task, rival)]
         differences = [line["ppmi"] - line["accuracy"] for line in pairs]
@@ -100,8 +89,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--gensim", choices=("cbow", "skipgram"), default="cbow", help="its embedding")
     arguments = parser.parse_args()
-    known = [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
-    done = {(line["task"], line["seed"], line["gensim"]) for line in known}
+    done = {(line["task"], line["seed"], line["gensim"]) for line in kept()}
     for seed in range(arguments.seeds):
         for task in TASKS:
             if (task, seed, arguments.gensim) in done:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.timing import ratio, side_by_side
 from stepwell.data.pictures import store
@@ -36,17 +37,24 @@ def network_of(nodes: int, links: int = 4) -> Network:
     return parse_network("".join(f"{a} {b}\n" for a, b in edges.tolist()).encode(), "", HOW)
 
 
+def gensim_vectors(
+    walks: NDArray[np.int64], window: int, dimensions: int, seed: int, cbow: bool
+) -> Any:  # fmt: skip
+    """gensim's vectors by the numbers of nodes as text, learned on walks (length, walks)."""
+    from gensim.models import Word2Vec
+
+    return Word2Vec(
+        [[str(node) for node in path if node >= 0] for path in walks.T.tolist()],
+        vector_size=dimensions, window=window, min_count=1, sg=int(not cbow), workers=1, seed=seed,
+    ).wv  # fmt: skip
+
+
 def gensim_embedding(network: Network, *, cbow: bool) -> None:
     """gensim's word2vec on the same walks, and scikit-learn's PCA."""
-    from gensim.models import Word2Vec
     from sklearn.decomposition import PCA
 
-    paths = walks(network, HOW["walks"], HOW["walk_length"], np.random.default_rng(0)).T
-    model = Word2Vec(
-        [[str(node) for node in path] for path in paths.tolist()], vector_size=20,
-        window=HOW["window"], min_count=1, sg=int(not cbow), workers=1, seed=0,
-    )  # fmt: skip
-    PCA(2).fit_transform(model.wv.vectors)
+    paths = walks(network, HOW["walks"], HOW["walk_length"], np.random.default_rng(0))
+    PCA(2).fit_transform(gensim_vectors(paths, HOW["window"], 20, 0, cbow).vectors)
 
 
 def embeddings() -> dict[str, Any]:

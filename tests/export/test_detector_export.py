@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -169,6 +170,19 @@ def test_outputs_under_wrong_names_are_one_line(tmp_path):
     detector = OnnxDetector.open(tmp_path / "net.onnx", Session(r=np.zeros((3, 4), np.float32)))
     with pytest.raises(ValueError, match=r"shapes that do not fit their names \(rows \(3, 4\)\)"):
         detector.find(torch.zeros(3, 48, 64, dtype=torch.uint8))
+
+
+def test_boxes_without_an_area_are_left_out(monkeypatch):
+    from stepwell.data import detect as program
+
+    described = {name: json.dumps(32) for name in ("classes", "size", "mean", "std", "detector")}
+    session = SimpleNamespace(get_modelmeta=lambda: SimpleNamespace(custom_metadata_map=described))
+    boxes = np.array([[0, 0, 8, 4], [8, 0, 8, 4], [0, 4, 8, 4]], np.float32)
+    found = boxes, np.array([0.9, 0.8, 0.7]), np.array([1, 2, 3])
+    monkeypatch.setattr(program.Detector, "find", lambda self, pixels: found)
+    kept, scores, labels = program.Detector("", session)(np.zeros((64, 64, 3), np.uint8))
+    assert kept.tolist() == [[0, 0, 16, 8]]
+    assert (scores.tolist(), labels.tolist()) == ([0.9], [1])
 
 
 ROWS = {"classes": ["a"], "size": 64, "outputs": {"rows": "r"}}

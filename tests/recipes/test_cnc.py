@@ -147,7 +147,7 @@ def test_one_folder_is_for_every_recipe_of_images(run, networks, tmp_path):
 def test_relabelled_copies_get_the_same_class(run, networks):
     net = stepwell.load(run)
     rng = np.random.default_rng(0)
-    same = []
+    same, chances = [], []
     for file in sorted(networks.glob("*/*/*.edges"))[:20]:
         graph = nx.read_edgelist(file)
         nodes = [*graph]
@@ -157,6 +157,8 @@ def test_relabelled_copies_get_the_same_class(run, networks):
         ]
         answer, *others = (p.top[0] for p in net.predict([graph, *copies]))
         same += [other[0] == answer[0] and abs(other[1] - answer[1]) < 0.02 for other in others]
+        chances.append(answer[1])
+    assert max(chances) - min(chances) > 0.04  # other networks have other answers
     assert len(same) == 100
     assert sum(same) >= 99
 

@@ -170,12 +170,13 @@ def serve(network: Network, *, engine: Engine = "torch") -> "Served":
 
 def _check_replaced(coco: Path) -> None:
     """Refuse to write over a json file that holds anything else than boxes with scores; ValueError."""
+    from stepwell.data.coco import read_content
+
     if not coco.is_file():
         return
     try:
-        rows = json.loads(coco.read_bytes())["annotations"]
-        replaced = all("score" in row for row in rows)
-    except (ValueError, TypeError, KeyError, RecursionError):
+        replaced = all("score" in row for row in read_content(coco)["annotations"])
+    except (ValueError, TypeError, KeyError):
         replaced = False
     if not replaced:
         raise ValueError(f"--coco {coco} holds no boxes with scores: name another file, or remove it")

@@ -17,9 +17,10 @@ def network_of(graph: Graph, how: Mapping[str, Any]) -> Network:
 
     Raises:
         ValueError: it has no edge, or more than `how` allows; two nodes have one name as text; a
-            weight is no positive number; or `how` refuses it.
+            weight is negative or no finite number; or `how` refuses it.
     """
-    nodes, edges, weights = _read_igraph(graph) if _is_igraph(graph) else _read_networkx(graph)
+    read = _read_igraph if hasattr(graph, "get_edgelist") else _read_networkx
+    nodes, edges, weights = read(graph)
     if len(edges) > how["max_edges"]:
         raise ValueError(f"more than {how['max_edges']:,} edges: train with a higher --max-edges")
     names = [*map(str, nodes)]
@@ -33,10 +34,6 @@ def network_of(graph: Graph, how: Mapping[str, Any]) -> Network:
             for a, b, weight in zip(sources, targets, weights, strict=True)
         ]
     return numbered(Lines(sources, targets, numbers, names, graph.is_directed()), how)
-
-
-def _is_igraph(graph: Any) -> bool:
-    return hasattr(graph, "get_edgelist")
 
 
 def _read_networkx(graph: Any) -> tuple[list[Any], list[tuple[Any, Any]], list[Any]]:

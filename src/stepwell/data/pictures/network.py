@@ -7,6 +7,7 @@ names have nearly the same numbers, too.
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,25 @@ def read_network(path: str | os.PathLike[str], how: Mapping[str, Any]) -> Networ
         raise ValueError(f"{path} is no network file ({', '.join(sorted(SUFFIXES))}): replace it")
     if not path.is_file():
         raise ValueError(f"no network file {path}" if not path.exists() else f"{path} is no file")
+    with naming(path):
+        return parse_network(content_of(path, how), path.suffix.lower(), how)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say which file cannot be read, in a ValueError."""
     try:
-        check_bytes(path.stat().st_size, how)
-        return parse_network(path.read_bytes(), path.suffix.lower(), how)
+        yield
     except (ValueError, OSError) as error:
         raise ValueError(f"cannot read network {path} ({error}): correct or remove it") from error
+
+
+def content_of(path: Path, how: Mapping[str, Any]) -> bytes:
+    """The content of a file; ValueError or OSError for one that is too long, or none."""
+    if not path.is_file():  # a pipe would block
+        raise ValueError("it is no regular file")
+    check_bytes(path.stat().st_size, how)
+    return path.read_bytes()
 
 
 def check_bytes(size: int, how: Mapping[str, Any]) -> None:
@@ -113,7 +128,7 @@ def parse_network(content: bytes, suffix: str, how: Mapping[str, Any]) -> Networ
 
 
 def numbered(lines: Lines, how: Mapping[str, Any]) -> Network:
-    """The network of these edges, its nodes in canonical order; `how` and errors as above."""
+    """Number the nodes of a network in canonical order; `how` and errors as for `parse_network`."""
     directed = lines.directed if how["directed"] is None else how["directed"]
     return _network(lines, directed, how["loops"], how["multi_edges"])
 

@@ -237,11 +237,11 @@ class _GraphML:
         if self.depth > NESTED:
             raise ValueError(f"{where}: elements are nested more than {NESTED} deep")
         if self.depth == 1:
+            if tag != "graphml":
+                raise ValueError(f"it begins with <{tag[:20]}> instead of <graphml>")
             self.space = space
         elif space != self.space:
             return
-        if self.depth == 1 and tag != "graphml":
-            raise ValueError(f"it begins with <{tag[:20]}> instead of <graphml>")
         if tag == "hyperedge":
             raise ValueError(f"{where}: hyperedges join more than two nodes, which no picture shows")
         if tag == "key":

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.data.pictures.network import Network, check_bytes, parse_network
+from stepwell.data.pictures.network import Network, content_of, naming, parse_network
 from stepwell.data.pictures.picture import Picture, draw
 from stepwell.device import cores
 from stepwell.files import cache_folder
@@ -147,25 +147,14 @@ def _folder(how: Mapping[str, Any], size: int) -> Path:
     return cache_folder("pictures") / hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
-def _content(path: Path, how: Mapping[str, Any]) -> bytes:
-    """The content of a file; ValueError names one that cannot be read."""
-    try:
-        if not path.is_file():  # a pipe would block
-            raise ValueError("it is no regular file")
-        check_bytes(path.stat().st_size, how)
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read network {path} ({error}): correct or remove it") from error
-
-
 def _key(content: bytes, path: Path) -> str:
     return hashlib.blake2b(content, digest_size=16, key=path.suffix.lower().encode()).hexdigest()
 
 
 def _cached(path: Path, cache: Path, how: Mapping[str, Any], size: int) -> Drawn | None:
     """The picture of a file from the cache, if it is there; None for a bad file, too."""
-    with contextlib.suppress(ValueError):
-        return _stored(cache, _key(_content(path, how), path), how, size)
+    with contextlib.suppress(ValueError, OSError):
+        return _stored(cache, _key(content_of(path, how), path), how, size)
     return None
 
 
@@ -189,15 +178,13 @@ def _place(cache: Path, key: str) -> Path:
 
 def _picture(path: Path, cache: Path, how: Mapping[str, Any], size: int) -> Drawn:
     """The picture of a file, from the cache or drawn now and kept; ValueError names a bad file."""
-    content = _content(path, how)
-    key = _key(content, path)
-    if one := _stored(cache, key, how, size):
-        return one
-    try:
+    with naming(path):
+        content = content_of(path, how)
+        key = _key(content, path)
+        if one := _stored(cache, key, how, size):
+            return one
         network = parse_network(content, path.suffix.lower(), how)
         shown = draw(network, how, size)
-    except ValueError as error:
-        raise ValueError(f"cannot read network {path} ({error}): correct or remove it") from error
     facts = facts_of(network, shown)
     whole = shown.pixels.tobytes() + facts.tobytes()
     place = _place(cache, key)
@@ -226,7 +213,8 @@ def facts_of(network: Network, shown: Picture) -> NDArray[np.float64]:
     nodes = len(network.names)
     table = sparse.csr_array((network.weights, network.neighbours, network.start), shape=(nodes, nodes))
     degrees = network.total_degrees
-    parts = connected_components(table, directed=False)[0] - (degrees == 0).sum()  # which are not drawn
+    alone = (degrees == 0).sum()  # nodes without an edge, which are not drawn
+    parts = connected_components(table, directed=False)[0] - alone
     numbers = [
         nodes, network.edges, parts, network.loops, network.repeated, degrees.mean(), degrees.std(),
         degrees.max(), shown.axis_gap, shown.skewness, (shown.cells[0, :, 0] >= 0).sum(), network.tied,

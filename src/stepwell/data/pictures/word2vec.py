@@ -50,16 +50,13 @@ def _step(
     rng: np.random.Generator, cbow: bool,
 ) -> None:  # fmt: skip
     """One step of gradient descent, in place."""
-    beside, inside = beside.T, inside.T  # (walks, window)
-    counts = inside.sum(1)
+    counts, near = inside.sum(0), beside.T[inside.T]  # the nodes of the windows, walk by walk
     if cbow:
-        used = counts > 0
-        target, counts, nodes = centre[used], counts[used], beside[inside]
+        target, counts = centre[counts > 0], counts[counts > 0]
         # gensim gives each vector of the window the whole gradient of the mean
-        shares = _table(np.repeat(1 / counts, counts), nodes, counts, len(vectors))
+        shares = _table(np.repeat(1 / counts, counts), near, counts, len(vectors))
     else:
-        target = beside[inside]
-        ones = np.ones(len(target), np.int64)
+        target, ones = near, np.ones(len(near), np.int64)
         shares = _table(ones.astype(float), np.repeat(centre, counts), ones, len(vectors))
     hidden = shares @ vectors
     drawn = np.searchsorted(chances, rng.random((len(target), NEGATIVES)))
