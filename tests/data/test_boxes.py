@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +15,7 @@ from stepwell.data.box_batches import MEAN, STD, BoxBatches, collated, flipped, 
 from stepwell.data.box_files import BoxFiles, keep_test, read_kept, read_parts
 from stepwell.data.box_predictions import predictions_for
 from stepwell.data.boxes import read_boxes, read_images, unlabelled
-from stepwell.data.coco import is_number
+from stepwell.data.coco import is_number, memory_of
 from stepwell.data.copies import check_apart
 from stepwell.data.loader import normalise
 from stepwell.measure.detection import precisions
@@ -80,6 +81,7 @@ def with_box(box, **more):
             "has crowd regions alone",
         ),
         (with_box([1, 2, 5, 5], category_id=4), "train-2.png has category 4, which is not listed"),
+        (with_box([1, 2, 5, 5], category_id=True), "train-2.png has category True, which is not"),
         (with_box([1, 2, 5, 5], image_id=77), "annotation 99 is of image 77, which is not listed"),
         (again(id=50), "lists image train-1.png .* twice, by its file"),
         (again(file_name="a.png"), "twice, by its id"),
@@ -113,6 +115,24 @@ def test_a_bad_entry_is_one_line_that_names_its_image(root, changes, message):
 def test_a_damaged_json_is_one_line(root, text, message):
     (root / "train.json").write_text(text)
     with pytest.raises(ValueError, match=message):
+        read(root)
+
+
+@pytest.mark.parametrize("entry", [
+    "[]", "[0]", "{}", '{"a":1}', '{"a":{"b":[]}}', "300", "1.5", '"ab"', '"aé\U0001f600"', r'"\ud83d"',
+    None,
+])  # fmt: skip
+def test_a_json_takes_no_more_memory_than_is_told(root, entry, monkeypatch):
+    entries = [f'{{"{i:x}":0}}' for i in range(9000)] if entry is None else [entry] * 9000
+    content = ("[" + ",".join(entries) + "]").encode()
+    tracemalloc.start()
+    json.loads(content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < memory_of(content)
+    (root / "train.json").write_bytes(content)
+    monkeypatch.setattr("stepwell.data.coco.MEMORY", memory_of(content) - 1)
+    with pytest.raises(ValueError, match="train.json may take .* GiB of memory, more than .*split it"):
         read(root)
 
 

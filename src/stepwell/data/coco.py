@@ -12,8 +12,11 @@ from stepwell.files import damaged
 from stepwell.measures import some
 from stepwell.types import Boxes
 
-#: Largest json file that is read into memory.
-LARGEST = 1 << 30
+#: Largest json file that is read, and the most memory that its content may take, in bytes.
+LARGEST, MEMORY = 1 << 30, 8 << 30
+#: Most bytes of memory for each character: of ASCII, of other text, and of the marks of an object, a
+#: list, an entry, a key and a string.
+ASCII, WIDE, MARKS = 3, 9, {b"{": 360, b"[": 64, b",": 40, b":": 40, b'"': 30}
 #: Least side of a box in pixels; a smaller one has no area.
 SMALLEST = 0.01
 #: Names in a list of categories that stand for no class, in small letters.
@@ -28,12 +31,24 @@ def read_content(file: Path) -> Any:
         raise ValueError(f"no file {file}: name a COCO json")
     if file.stat().st_size > LARGEST:
         raise ValueError(f"{file} is larger than {LARGEST >> 20} MiB: split it")
+    content = file.read_bytes()
+    if memory_of(content) > MEMORY:
+        raise ValueError(
+            f"{file} may take {memory_of(content) / 2**30:.1f} GiB of memory, more than "
+            f"{MEMORY >> 30}: split it"
+        )
     try:
-        return json.loads(file.read_bytes())
+        return json.loads(content)
     except RecursionError:
         raise damaged(file, "it is nested too deeply", "write it again") from None
     except ValueError as error:
         raise damaged(file, error, "it may be cut off; write it again") from None
+
+
+def memory_of(content: bytes) -> int:
+    """The most bytes of memory that reading the content of a json file takes."""
+    text = ASCII if content.isascii() and rb"\u" not in content else WIDE
+    return text * len(content) + sum(content.count(mark) * size for mark, size in MARKS.items())
 
 
 class Row(NamedTuple):
@@ -190,4 +205,4 @@ def is_number_of_entry(value: Any) -> TypeGuard[int]:
 
 def is_id(value: Any) -> bool:
     """Check whether a value can be an image's id: a number or a text, which can be looked up."""
-    return isinstance(value, int | str | float)
+    return isinstance(value, int | str | float) and not isinstance(value, bool)

@@ -1,6 +1,7 @@
 """Detectors: a nested backbone with a pyramid and a head."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,14 +201,21 @@ def _readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
 def _check_drawn(folder: Path, files: Sequence[Path]) -> None:
     """Refuse a folder that cannot be written, two images of one name, and to write over an image."""
     check_folder("--draw", folder)
-    names = [file.stem for file in files]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(
-            f"--draw: two images have the name {twice[0]!r}: name their folders one by one"
-        )
+    names = _drawn_names(files)
+    if twice := next((name for name, count in Counter(names).items() if count > 1), ""):
+        raise ValueError(f"--draw: two drawings would have the name {twice}: predict in two calls")
     inputs = {file.resolve() for file in files}
-    if lost := [file for file in files if (folder / f"{file.stem}.png").resolve() in inputs]:
+    if lost := [name for name in names if (folder / name).resolve() in inputs]:
         raise ValueError(f"--draw {folder} would write over the image {lost[0]}: name another folder")
+
+
+def _drawn_names(files: Sequence[Path]) -> list[str]:
+    """Names of the drawings: those of the images; where several are alike, with that of the folder."""
+    counts = Counter(file.stem for file in files)
+    return [
+        f"{file.stem}.png" if counts[file.stem] == 1 else f"{file.parent.name}_{file.name}.png"
+        for file in files
+    ]
 
 
 def _draw(
@@ -221,14 +229,14 @@ def _draw(
     from stepwell.data.preprocess import whole
 
     folder.mkdir(parents=True, exist_ok=True)
-    for file, image_boxes in zip(files, boxes, strict=True):
+    for file, name, image_boxes in zip(files, _drawn_names(files), boxes, strict=True):
         pixels = torch.from_numpy(whole(file)).permute(2, 0, 1)
         rows = zip(image_boxes.labels.tolist(), image_boxes.scores.tolist(), strict=True)
         labels = [f"{classes[label]} {score:.2f}" for label, score in rows]
         colours = [OKABE_ITO[label % len(OKABE_ITO)] for label in image_boxes.labels.tolist()]
         if labels:
             pixels = draw_bounding_boxes(pixels, image_boxes.boxes, labels, colours, width=2)
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{file.stem}.png")
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / name)
     say(f"drew {len(files)} images in {folder}")
 
 

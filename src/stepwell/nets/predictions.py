@@ -118,7 +118,7 @@ def predictions(
     for start in range(0, len(sources), batch_size):
         batch: list[Prediction] = []
         pixels = []
-        for source in sources[start : start + batch_size]:
+        for number, source in enumerate(sources[start : start + batch_size], start + 1):
             file = Path(source) if isinstance(source, str | Path) else None
             try:
                 squared, note = form.noted(source, net.card.size)
@@ -126,7 +126,9 @@ def predictions(
                 batch.append(Prediction(file, note=note))
             except ValueError as error:
                 if not skip_unreadable:
-                    raise
+                    if file is None and len(sources) > 1:
+                        error = ValueError(f"number {number} of {len(sources)}: {error}")
+                    raise error
                 batch.append(Prediction(file, error=str(error)))
         if pixels:
             with torch.inference_mode():

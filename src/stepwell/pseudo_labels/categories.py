@@ -73,6 +73,8 @@ def merged(
         for name in classes:
             if name:
                 names.setdefault(class_key(name), name)
+    if not names:
+        raise ValueError("--rename leaves out every class: keep one or more")
     if chosen:
         if unknown := [name for name in chosen if class_key(name) not in names]:
             raise ValueError(

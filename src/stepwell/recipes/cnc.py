@@ -10,7 +10,8 @@ from stepwell.data.pictures.flags import Pictures
 from stepwell.flags import Flags, checked, flag
 from stepwell.methods import Supervised
 from stepwell.recipes import flags
-from stepwell.tasks import classification, networks
+from stepwell.tasks import classification
+from stepwell.tasks.networks import check_networks
 from stepwell.training import Loop, fit
 from stepwell.training.optim import OptimizerName
 from stepwell.training.optimisation import Smoothed
@@ -30,7 +31,7 @@ def cnc(
     *,
     data: flags.Data,
     out: flags.Out,
-    net: flags.Net = "cnc_wide",
+    net: flags.Net = "cnc_pooled",
     stem: flags.Stem = "auto",
     init: flags.Init = None,
     images: Flags[TrainingImages] = TrainingImages(),
@@ -52,7 +53,7 @@ def cnc(
     arguments = checked(locals())
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net, pictures=pictures, drawn=True)
-    networks.check_networks(splits, data)
+    check_networks(splits, data)
     nested, start = classification.start_network(splits, net, stem=stem, init=init)
     inputs = classification.prepare(splits, images, training, start=start, init=init)
     with classification.open_task("cnc", out, loop, arguments, inputs, nested) as task:
@@ -62,4 +63,4 @@ def cnc(
             epochs=training.epochs, validate=classification.validator(nested, task),
             patience=training.patience,
         )  # fmt: skip
-        return networks.finish(task, nested, splits)
+        return classification.finish(task, nested)

@@ -20,15 +20,17 @@ from stepwell.nets.files.initial_weights import Start, initialise, start_pretrai
 from stepwell.nets.files.nested import fingerprint
 from stepwell.nets.nested.input_size import check_size
 from stepwell.nets.nested.net import NormSharing
-from stepwell.tasks.measuring import finish as finish
+from stepwell.tasks import measuring, networks
 from stepwell.tasks.measuring import validator as validator
-from stepwell.tasks.task import SMALL, Inputs, check_patience
+from stepwell.tasks.task import SMALL, Inputs, Task, check_patience
 from stepwell.tasks.task import open_task as open_task
 from stepwell.teachers import OpenTeacher
 from stepwell.training.optimisation import Optimisation
 
 Training = TypeVar("Training", bound=Optimisation)
 
+#: How a training ends on images of a format, by its name; on photographs as `measuring.finish`.
+ENDS = {"network": networks.finish}
 #: Length and batches of a training on images, where the caller does not set them.
 USUAL: dict[str, Any] = {"epochs": 40, "batch_size": 128, "optimizer": "sgd"}
 
@@ -169,6 +171,17 @@ def prepare(
     ready = None if teacher is None else fitted(teacher, train, logits=logits)
     test = train.with_images(splits.test)
     return Inputs(train, validation, test, ready, about, tuple(weights))
+
+
+def finish(task: Task[Batches], net: NestedNet, *more: Any, **options: Any) -> dict[str, Any]:
+    """Measure the trained `net` and write the run's results; args as for `measuring.finish`.
+
+    Where nothing else measures the network, images of some formats are explained, too.
+    """
+    format = task.train.images.drawing.get("format", "")
+    end = measuring.finish if "measure" in options else ENDS.get(format, measuring.finish)
+    results: dict[str, Any] = end(task, net, *more, **options)
+    return results
 
 
 def input_arguments(net: str, size: int, stem: str | None) -> dict[str, Any]:

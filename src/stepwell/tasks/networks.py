@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from stepwell.data import Splits
+from stepwell.data import Batches, Splits
 from stepwell.files import write_whole
 from stepwell.measure.networks import baselines, class_means, explain, first_filters
 from stepwell.nets import NestedNet
@@ -27,30 +27,28 @@ def check_networks(splits: Splits, data: str, command: str = "train cnc") -> Non
         )
 
 
-def finish(task: Task, net: NestedNet, splits: Splits) -> dict[str, Any]:
+def finish(task: Task[Batches], net: NestedNet, *more: Any, **options: Any) -> dict[str, Any]:
     """Finish as for images, and add to the results what needs no picture, and which nodes decide.
 
-    The examples for the page stand in explained.json.
+    The examples for the page stand in explained.json. Args as for `measuring.finish`.
     """
 
-    def measure(net: NestedNet, test: Any) -> Measured:
+    def measure(net: NestedNet, test: Batches) -> Measured:
         seen = measuring.measured(net, test)
-        explained = explain(net.eval(), splits.test, splits.test.classes)
-        own = {
-            KEY: {
-                "baselines": baselines(splits.train, splits.test),
-                "deletion": explained.pop("deletion"),
-            }
-        }
+        train, networks = task.train.images, test.images
+        explained = explain(net.eval(), networks, networks.classes)
+        own = {KEY: {"baselines": baselines(train, networks), "deletion": explained.pop("deletion")}}
         if task.run.writes:
             page = explained | {
-                "means": class_means(splits.train), "filters": first_filters(net),
+                "means": class_means(train), "filters": first_filters(net),
                 "channels": list(net.card.drawing["channels"]),
             }  # fmt: skip
             write_whole(task.run.path / EXPLAINED, json.dumps(page).encode())
         return seen._replace(results=seen.results | own)
 
-    results = measuring.finish(task, net, measure=measure)
+    results = measuring.finish(task, net, *more, measure=measure, **options)
+    if KEY not in results:  # of a finished run, by an earlier version
+        return results
     reached = results["test"][f"{net.full}/accuracy"]
     accuracies = {name: one["accuracy"] for name, one in results[KEY]["baselines"].items()}
     lines = ", ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())

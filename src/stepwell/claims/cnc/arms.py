@@ -67,7 +67,7 @@ def pictures(
         drawing: flags of `train cnc`.
     """
     clock, measures = Clock(), dict[str, float]()
-    how: dict[str, Any] = {"seed": seed, "val_fraction": 0.0} | drawing
+    how: dict[str, Any] = {"seed": seed, "val_fraction": 0.0, "net": "cnc_wide"} | drawing
     for task in tasks:
         with _networks(out / task, TASKS[task](nodes), train, test, seed) as folder:
             run = out / f"{task} run"

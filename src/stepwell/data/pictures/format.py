@@ -120,7 +120,7 @@ class NetworkPictures(Format):
         return drawn[1].pixels, "; ".join(words)
 
     def _drawn(self, source: Any, size: int) -> tuple[Network, picture.Picture]:
-        if isinstance(source, Graph):
+        if isinstance(source, Graph) and not isinstance(source, type):
             source = network_of(source, self.record)
         elif isinstance(source, str | Path):
             source = read_network(source, self.record)
