@@ -12,6 +12,7 @@ import networkx as nx
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial.distance import pdist
 from threadpoolctl import threadpool_limits
 
 import stepwell
@@ -156,7 +157,7 @@ def one_by_one(vectors, outputs, centre, beside, inside, drawn, rate, cbow):
                 slope += error * old_outputs[asked]
                 outputs[asked] += error * hidden
             for source in sources:
-                vectors[source] += slope / len(sources)
+                vectors[source] += slope
 
 
 @pytest.mark.parametrize("cbow", [True, False])
@@ -182,7 +183,7 @@ def test_a_step_of_word2vec_is_that_of_loops(cbow):
 
 def test_word2vec_brings_nodes_of_one_part_together():
     rng = np.random.default_rng(0)
-    walks = np.concatenate([rng.integers(0, 5, (8, 400)), 5 + rng.integers(0, 5, (8, 400))], 1)
+    walks = np.concatenate([rng.integers(0, 5, (8, 2000)), 5 + rng.integers(0, 5, (8, 2000))], 1)
     for cbow in (True, False):
         x = word2vec(walks, 10, 3, 6, np.random.default_rng(1), cbow)
         x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -867,3 +868,19 @@ def test_a_pipe_is_no_network(tmp_path):
     os.mkfifo(tmp_path / "x.edges")
     _, bad = store.pictures([tmp_path / "x.edges"], HOW, 16)
     assert "no regular file" in str(bad.popitem()[1])
+
+
+@pytest.mark.parametrize("cbow", [True, False])
+def test_word2vec_learns_the_vectors_of_gensim(cbow):
+    gensim = pytest.importorskip("gensim.models")
+    edges = watts_strogatz(300, 8, 0.1)(np.random.default_rng(0))
+    network = parse_network("".join(f"{a} {b}\n" for a, b in edges.tolist()).encode(), "", HOW)
+    paths = walks(network, 10, 10, np.random.default_rng(0))
+    ours = word2vec(paths, 300, 5, 20, np.random.default_rng(0), cbow)
+    model = gensim.Word2Vec(
+        paths.T.tolist(), vector_size=20, window=5, min_count=1, sg=int(not cbow), workers=1, seed=0
+    )
+    theirs = np.stack([model.wv[node] for node in range(300)])
+    one, other = (pdist(x) for x in (ours, theirs))
+    assert np.corrcoef(one, other)[0, 1] > 0.75  # two seeds of gensim: 0.82 and 0.91
+    assert one.mean() == pytest.approx(other.mean(), rel=0.25)
