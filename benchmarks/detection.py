@@ -40,6 +40,8 @@ IMAGES, BATCH, ROUNDS, SIDE = 512, 16, 5, 160
 #: Images and classes of the boxes that are fused and evaluated.
 FUSED, EVALUATED, CLASSES = 1000, 500, 3
 NAME = "fcos/resnet14_s4"
+#: A teacher of a usual size, the longer side of its images, and how many it labels.
+USUAL, USUAL_SIDE, USUAL_IMAGES = "fcos/resnet18", 320, 32
 
 
 def measure() -> dict[str, Any]:
@@ -50,18 +52,18 @@ def measure() -> dict[str, Any]:
         images = read_boxes(root / "train.json", root / "images")
         return {
             **labelling(images, root), **fusion(), **evaluation(), **steps(images),
-            **memory(images, root),
+            **memory(images, root), **labelling_by_usual(images, root),
         }  # fmt: skip
 
 
-def teacher(mark: str = "1") -> tuple[Detector, BoxTeacher]:
+def teacher(mark: str = "1", name: str = NAME, side: int = SIDE) -> tuple[Detector, BoxTeacher]:
     """A detector with random weights, and the same as a teacher."""
     torch.manual_seed(0)
-    detector = build_detector(NAME, 10).eval()
+    detector = build_detector(name, 10).eval()
     full = detector.net.full
 
     def load(images: BoxSet) -> BoxBatches:
-        return BoxBatches(images, BATCH, size=SIDE)
+        return BoxBatches(images, BATCH, size=side)
 
     def find(batches: BoxBatches) -> list[Boxes]:
         return detect(detector, batches, [full])[full]
@@ -74,8 +76,39 @@ def labelling(images: BoxSet, root: Path) -> dict[str, Any]:
 
     Images are decoded and boxes written beside the passes. On one thread, a core is free for that.
     """
-    detector, _ = teacher()
-    ready = [*BoxBatches(images, BATCH, size=SIDE)]
+    known = teacher("known")[1]
+    Store(root / "store", known).boxes(images)
+
+    def read() -> None:
+        Store(root / "store", known).boxes(images)
+
+    found: dict[str, Any] = {}
+    calls = _labelling_calls(images, root, NAME, SIDE) | {"reading": read}
+    for threads in (1, 2):
+        with on_threads(threads):
+            times = side_by_side(calls, rounds=min(3, ROUNDS))
+        found[f"labelling/of bare speed, {threads} threads"] = ratio(times, "bare", "labelling")
+    return found | {"labelling/read again, times as fast": ratio(times, "labelling", "reading")}
+
+
+def labelling_by_usual(images: BoxSet, root: Path) -> dict[str, Any]:
+    """Labelling against the bare passes of a teacher of a usual size."""
+    calls = _labelling_calls(images.subset(range(USUAL_IMAGES)), root, USUAL, USUAL_SIDE)
+    found: dict[str, Any] = {}
+    for threads in (1, 2):
+        with on_threads(threads):
+            times = side_by_side(calls, rounds=min(3, ROUNDS))
+        place = f"labelling/of bare speed, {USUAL}, {USUAL_SIDE} pixels, {threads} threads"
+        found[place] = ratio(times, "bare", "labelling")
+    return found
+
+
+def _labelling_calls(
+    images: BoxSet, root: Path, name: str, side: int
+) -> dict[str, Callable[[], object]]:
+    """Bare passes of a teacher on images, and labelling them."""
+    detector, _ = teacher("bare", name, side)
+    ready = [*BoxBatches(images, BATCH, size=side)]
     marks = iter(range(10**6))
 
     def bare() -> None:
@@ -84,21 +117,9 @@ def labelling(images: BoxSet, root: Path) -> dict[str, Any]:
                 detector(batch.images, batch.sizes)
 
     def label() -> None:
-        Store(root / "store", teacher(str(next(marks)))[1]).boxes(images)
+        Store(root / "store", teacher(f"{name} {next(marks)}", name, side)[1]).boxes(images)
 
-    known = teacher("known")[1]
-    Store(root / "store", known).boxes(images)
-
-    def read() -> None:
-        Store(root / "store", known).boxes(images)
-
-    calls = {"bare": bare, "labelling": label, "reading": read}
-    found: dict[str, Any] = {}
-    for threads in (1, 2):
-        with on_threads(threads):
-            times = side_by_side(calls, rounds=min(3, ROUNDS))
-        found[f"labelling/of bare speed, {threads} threads"] = ratio(times, "bare", "labelling")
-    return found | {"labelling/read again, times as fast": ratio(times, "labelling", "reading")}
+    return {"bare": bare, "labelling": label}
 
 
 def fusion() -> dict[str, Any]:

@@ -21,6 +21,7 @@ SMALL = {
     "DEPTHS": ("8",), "FULL": "14", "SIZE": 16, "EXPORTED": "resnet8",
     "LEAVING": (0.5,), "OPENED": (0.5,), "MORE_THREADS": (),
     "NODES": 50, "LARGER": (50, 100), "FILES": 1, "WIDTHS": (4,), "INPUTS": 4, "READ": 6,
+    "USUAL": "fcos/resnet14_s4", "USUAL_SIDE": 64, "USUAL_IMAGES": 16,
     "CONFIG": {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2},
     "YAGO": {"triples": 600, "entities": 120, "relations": 5}, "CHANGE": {"added": 20, "removed": 5},
 }  # fmt: skip
