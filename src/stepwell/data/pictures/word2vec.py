@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Settings of gensim in 2017, which the paper's code uses.
-EPOCHS, NEGATIVES, RATE, LEAST_RATE, POWER = 5, 5, 0.025, 1e-4, 0.75
+#: Settings of gensim in 2017, which the paper's code uses. Nodes that make up more than `OFTEN` of all
+#: walks are left out of some. The rate falls after every `JOB` positions.
+EPOCHS, NEGATIVES, RATE, LEAST_RATE, POWER, OFTEN, JOB = 5, 5, 0.025, 1e-4, 0.75, 1e-3, 10_000
 
 
 def word2vec(
@@ -16,8 +17,9 @@ def word2vec(
     """Learn a vector of each node (nodes, dimensions) that predicts the nodes beside it on walks.
 
     Each position draws a window of 1 to `window` nodes. CBOW predicts a node by the mean of the vectors
-    in its window, skip-gram each node of the window by the node. A batch is one position of all walks;
+    in its window, skip-gram each node of the window by the node. A batch is one position of some walks;
     its gradients are summed, which equals gensim's one by one where a batch holds each node rarely.
+    In each epoch, other positions of frequent nodes are left out, and the rest of a walk moves up.
 
     Args:
         walks: (length, walks); -1 where a walk has ended.
@@ -29,12 +31,13 @@ def word2vec(
     chances = np.cumsum(occurrences**POWER)
     chances /= chances[-1]
     parts = max(1, count // max(64, nodes))
-    total, done = EPOCHS * length * parts, 0
+    steps, done, job = EPOCHS * length * parts, 0, JOB / (EPOCHS * walks.size)
     for _ in range(EPOCHS):
+        thinned = _thinned(walks, occurrences, rng)
         for part in np.array_split(rng.permutation(count), parts):
-            paths = walks[:, part]
+            paths = thinned[:, part]
             for at in range(length):
-                rate = max(LEAST_RATE, RATE * (1 - done / total))
+                rate = RATE - (RATE - LEAST_RATE) * (done / steps // job * job)
                 done += 1
                 reach = rng.integers(1, window + 1, len(part))
                 offsets = [t for t in range(-window, window + 1) if t and 0 <= at + t < length]
@@ -44,24 +47,30 @@ def word2vec(
     return vectors
 
 
+def _thinned(
+    walks: NDArray[np.int64], occurrences: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """The walks without some positions of frequent nodes, by the chances of gensim."""
+    share = np.maximum(occurrences, 1) / occurrences.sum() / OFTEN
+    kept = (walks >= 0) & (rng.random(walks.shape) < ((np.sqrt(share) + 1) / share)[walks])
+    order = np.argsort(~kept, axis=0, kind="stable")
+    return np.take_along_axis(np.where(kept, walks, -1), order, 0)
+
+
 def _step(
     vectors: NDArray[np.float64], outputs: NDArray[np.float64], centre: NDArray[np.int64],
     beside: NDArray[np.int64], inside: NDArray[np.bool_], chances: NDArray[np.float64], rate: float,
     rng: np.random.Generator, cbow: bool,
 ) -> None:  # fmt: skip
     """One step of gradient descent, in place."""
-    beside, inside = beside.T, inside.T  # (walks, window)
-    counts = inside.sum(1)
+    counts, near = inside.sum(0), beside.T[inside.T]  # the nodes of the windows, walk by walk
     if cbow:
-        used = counts > 0
-        target, counts, nodes = centre[used], counts[used], beside[inside]
-        # gensim gives each vector of the window the whole gradient of the mean
-        shares = _table(np.repeat(1 / counts, counts), nodes, counts, len(vectors))
+        target, counts = centre[counts > 0], counts[counts > 0]
+        members = _table(np.ones(len(near)), near, counts, len(vectors))
     else:
-        target = beside[inside]
-        ones = np.ones(len(target), np.int64)
-        shares = _table(ones.astype(float), np.repeat(centre, counts), ones, len(vectors))
-    hidden = shares @ vectors
+        target, counts, sources = near, np.ones(len(near), np.int64), np.repeat(centre, counts)
+        members = _table(np.ones(len(near)), sources, counts, len(vectors))
+    hidden = members @ vectors / counts[:, None]
     drawn = np.searchsorted(chances, rng.random((len(target), NEGATIVES)))
     asked = np.concatenate([target[:, None], drawn], 1)  # (batch, 1 + negatives)
     scores = np.einsum("bd,bkd->bk", hidden, outputs[asked])
@@ -72,7 +81,7 @@ def _step(
     errors = _table(rate * error.ravel(), asked.ravel(), asking, len(outputs))
     slope = errors @ outputs
     outputs += errors.T @ hidden
-    vectors += shares.T @ slope
+    vectors += members.T @ slope  # as in gensim, each gets the whole gradient of the mean
 
 
 def _table(
