@@ -28,7 +28,7 @@ HOW = Pictures().record
 #: Nodes of the networks; the larger ones show how time and memory grow.
 NODES, LARGER, PIXELS, ROUNDS = 1000, (1_000, 10_000, 30_000, 100_000), 48, 3
 #: Networks of each of two classes that are drawn as files.
-FILES = 25
+FILES = 200
 
 
 def network_of(nodes: int, links: int = 4) -> Network:
