@@ -86,8 +86,8 @@ CLAIMS = [
     beats(PRIMARY[2], "Pictures of counts made with PPMI + SVD are at most 2 points less accurate "
           "than those made with CBOW, on average over the four tasks", "CBOW (code)", GREY, CBOW,
           "mean", -2.0, expected=3.0),
-    beats("embedding/channels", "With three channels, pictures made with PPMI + SVD are at most 2 points "
-          "less accurate than those made with CBOW, on average over the four tasks", "not asked",
+    beats("embedding/channels", "With three channels, pictures made with PPMI + SVD are at most 2 "
+          "points less accurate than those made with CBOW, on average over the four tasks", "not asked",
           PICTURE, CHANNELS_CBOW, "mean", -2.0),
     level("degrees-suffice", "Degrees alone reach at least 97 % on the paper's task", "not compared",
           right(DEGREES, "ba-ws"), 97.0),
