@@ -118,18 +118,29 @@ def test_a_damaged_json_is_one_line(root, text, message):
         read(root)
 
 
-@pytest.mark.parametrize("entry", [
-    "[]", "[0]", "{}", '{"a":1}', '{"a":{"b":[]}}', "300", "1.5", '"ab"', '"aé\U0001f600"', r'"\ud83d"',
-    None,
-])  # fmt: skip
-def test_a_json_takes_no_more_memory_than_is_told(root, entry, monkeypatch):
-    entries = [f'{{"{i:x}":0}}' for i in range(9000)] if entry is None else [entry] * 9000
-    content = ("[" + ",".join(entries) + "]").encode()
+def taken(content: bytes) -> int:
+    """The bytes of memory that the content of a json file and reading it take at most."""
     tracemalloc.start()
     json.loads(content)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < memory_of(content)
+    return peak + len(content)
+
+
+@pytest.mark.parametrize("content", [
+    *("{" + ",".join(f'"{i:x}":0' for i in range(keys)) + "}" for keys in (21_846, 43_691, 87_382)),
+    "[" * 900 + "]" * 900, '["' + "a" * 10**5 + r"\n" + '"]', '["' + "a" * 10**5 + '\U0001f600"]',
+])  # fmt: skip
+def test_a_json_takes_no_more_memory_than_is_told(content):
+    assert taken(content.encode()) < memory_of(content.encode())
+
+
+@pytest.mark.parametrize("entry", [
+    "[]", "[0]", "{}", '{"a":1}', '{"a":{"b":[]}}', "300", "1.5", '"ab"', '"aé\U0001f600"', r'"\ud83d"',
+])  # fmt: skip
+def test_entries_take_no_more_memory_than_is_told(root, entry, monkeypatch):
+    content = ("[" + ",".join([entry] * 9000) + "]").encode()
+    assert taken(content) < memory_of(content)
     (root / "train.json").write_bytes(content)
     monkeypatch.setattr("stepwell.data.coco.MEMORY", memory_of(content) - 1)
     with pytest.raises(ValueError, match="train.json may take .* GiB of memory, more than .*split it"):

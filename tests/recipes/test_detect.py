@@ -129,7 +129,10 @@ def test_predict_writes_boxes_as_coco_csv_json_and_pictures(run, data, tmp_path)
     names = {"images_test-1.png.png", "twin_test-1.png.png"}
     assert {p.name for p in (tmp_path / "both").iterdir()} == names
     code, text = told("predict", run, image, image, "--draw", tmp_path / "both")
-    assert (code, "would have the name images_test-1.png.png: predict in two calls" in text) == (
+    assert (
+        code,
+        "would have the name images_test-1.png.png: predict into two --draw folders" in text,
+    ) == (
         2,
         True,
     )

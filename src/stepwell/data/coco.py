@@ -14,9 +14,9 @@ from stepwell.types import Boxes
 
 #: Largest json file that is read, and the most memory that its content may take, in bytes.
 LARGEST, MEMORY = 1 << 30, 8 << 30
-#: Most bytes of memory for each character: of ASCII, of other text, and of the marks of an object, a
-#: list, an entry, a key and a string.
-ASCII, WIDE, MARKS = 3, 9, {b"{": 360, b"[": 64, b",": 40, b":": 40, b'"': 30}
+#: Upper bounds in bytes, for CPython 3.11: for a character of ASCII text, of other text, and for the
+#: mark of an object, a list, an entry, a key and a string.
+ASCII, WIDE, MARKS = 4, 10, {b"{": 360, b"[": 96, b",": 40, b":": 65, b'"': 30}
 #: Least side of a box in pixels; a smaller one has no area.
 SMALLEST = 0.01
 #: Names in a list of categories that stand for no class, in small letters.

@@ -199,11 +199,13 @@ def _readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
 
 
 def _check_drawn(folder: Path, files: Sequence[Path]) -> None:
-    """Refuse a folder that cannot be written, two images of one name, and to write over an image."""
+    """Refuse a folder that cannot be written, two drawings of one name, and to write over an image."""
     check_folder("--draw", folder)
     names = _drawn_names(files)
     if twice := next((name for name, count in Counter(names).items() if count > 1), ""):
-        raise ValueError(f"--draw: two drawings would have the name {twice}: predict in two calls")
+        raise ValueError(
+            f"--draw: two drawings would have the name {twice}: predict into two --draw folders"
+        )
     inputs = {file.resolve() for file in files}
     if lost := [name for name in names if (folder / name).resolve() in inputs]:
         raise ValueError(f"--draw {folder} would write over the image {lost[0]}: name another folder")
@@ -213,7 +215,9 @@ def _drawn_names(files: Sequence[Path]) -> list[str]:
     """Names of the drawings: those of the images; where several are alike, with that of the folder."""
     counts = Counter(file.stem for file in files)
     return [
-        f"{file.stem}.png" if counts[file.stem] == 1 else f"{file.parent.name}_{file.name}.png"
+        f"{file.stem}.png"
+        if counts[file.stem] == 1
+        else f"{file.resolve().parent.name}_{file.name}.png"
         for file in files
     ]
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Settings of gensim in 2017, which the paper's code uses. Nodes that make up more than `OFTEN` of all
-#: walks are left out of some. The rate falls after every `JOB` positions.
+#: Settings of gensim in 2017, which the paper's code uses. A node that makes up a share s of `OFTEN` of
+#: all walks is kept with the chance (√s + 1) / s. The rate falls after every `JOB` positions.
 EPOCHS, NEGATIVES, RATE, LEAST_RATE, POWER, OFTEN, JOB = 5, 5, 0.025, 1e-4, 0.75, 1e-3, 10_000
 
 
@@ -19,7 +19,8 @@ def word2vec(
     Each position draws a window of 1 to `window` nodes. CBOW predicts a node by the mean of the vectors
     in its window, skip-gram each node of the window by the node. A batch is one position of some walks;
     its gradients are summed, which equals gensim's one by one where a batch holds each node rarely.
-    In each epoch, other positions of frequent nodes are left out, and the rest of a walk moves up.
+    Each epoch drops frequent nodes at random from the walks and closes the gaps. Summed gradients of
+    skip-gram grow without bound where one node makes up a large share of a batch, as in a large star.
 
     Args:
         walks: (length, walks); -1 where a walk has ended.
