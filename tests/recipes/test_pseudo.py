@@ -24,7 +24,7 @@ from stepwell.nets.detection.file import save_detector
 from stepwell.pseudo_labels import store as stores
 from stepwell.recipes import train
 from stepwell.tasks import detection as detection_task
-from stepwell.tasks import pseudo as pseudo_task
+from stepwell.tasks import pseudo_sources
 from stepwell.tasks.detection import start_detector
 from tiny_boxes import CLASSES, SHORT, change, write_boxes
 
@@ -243,7 +243,7 @@ def test_the_pages_commands_and_snippets_run(run, data, tmp_path, monkeypatch):
         return {"files": [{"depth": "8", "file": "8.onnx", "bytes": 1, "parity": parity}]}
 
     monkeypatch.setattr(exports, "export_detector", exported)
-    monkeypatch.setattr(pseudo_task, "open_sources", reached)
+    monkeypatch.setattr(pseudo_sources, "open_sources", reached)
     monkeypatch.setattr(detection_task, "read_boxes_of", reached)
     commands = re.findall(r"^    stepwell (.*)$", page, re.MULTILINE)
     assert len(commands) == 16

@@ -14,11 +14,11 @@ from stepwell import cli
 from stepwell.cost import count_macs
 from stepwell.device import device_name
 from stepwell.measure.data_parts import parts_of
+from stepwell.measure.open_rate import settle_open_rate
 from stepwell.measure.skipping import (
     at_random,
     measure_break_even,
     observe_skipping,
-    settle_open_rate,
     skipping_macs,
     without_gates,
 )

@@ -13,7 +13,7 @@ from stepwell.flags import Flags, Hidden, Together, checked, flag
 from stepwell.methods import Detection
 from stepwell.recipes import flags
 from stepwell.recipes.detect import DetectorNetwork, DetectorTraining
-from stepwell.tasks import detection
+from stepwell.tasks import detection, pseudo_sources
 from stepwell.tasks import pseudo as kind
 from stepwell.tasks.task import open_task
 from stepwell.training import Loop, fit
@@ -105,8 +105,8 @@ def pseudo(
     init = flags.file_of(network.init)
     arguments = checked(locals())
     detection.check_extra()
-    kind.check_store(making.store, data)
-    sources = kind.open_sources(
+    pseudo_sources.check_store(making.store, data)
+    sources = pseudo_sources.open_sources(
         data, teacher, labels, label_fraction, boxes, training, size=making.teacher_size,
         renames=making.rename, classes=making.classes, thresholds=making.thresholds,
         calibrate=making.calibrate, min_score=making.min_score, ignore_from=making.ignore_from,
@@ -117,7 +117,7 @@ def pseudo(
         network.net, sources.categories.names, network.depths, width=network.width,
         convs=network.convs, init=init,
     )  # fmt: skip
-    kind.check_head(detector, sources)
+    pseudo_sources.check_head(detector, sources)
     inputs = kind.prepare(sources, boxes, training, data)
     with open_task("pseudo", out, loop, arguments, inputs) as task:
         ready = kind.label(

@@ -6,13 +6,8 @@ from typing import Any, NamedTuple
 
 from stepwell.data import Batches
 from stepwell.measure.data_parts import images_for_rates
-from stepwell.measure.skipping import (
-    at_open_rate,
-    keep_budgets,
-    measure_skipping,
-    settle_open_rate,
-    skipping_macs,
-)
+from stepwell.measure.open_rate import at_open_rate, settle_open_rate
+from stepwell.measure.skipping import keep_budgets, measure_skipping, skipping_macs
 from stepwell.nets.files.nested import save
 from stepwell.nets.nested.net import NestedNet
 from stepwell.tasks import classification, measuring

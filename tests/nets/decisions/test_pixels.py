@@ -16,12 +16,11 @@ from stepwell.data import Batches, ImageSet
 from stepwell.losses import sparsity_loss
 from stepwell.measure import skipping as measure
 from stepwell.measure.data_parts import ENOUGH, images_for_rates
+from stepwell.measure.open_rate import at_open_rate, settle_open_rate
 from stepwell.measure.skipping import (
     Branch,
     accuracy_at_random,
-    at_open_rate,
     gate_budgets,
-    settle_open_rate,
     with_masks_of_others,
 )
 from stepwell.methods.pixels import Pixels

@@ -29,6 +29,7 @@ from stepwell.recipes.detect import DetectorTraining
 from stepwell.recipes.pseudo import PseudoLabels
 from stepwell.tasks import detection
 from stepwell.tasks import pseudo as kind
+from stepwell.tasks.pseudo_sources import Sources
 from stepwell.tasks.task import Task, open_task
 from stepwell.training import Loop, fit
 from stepwell.types import BoxBatch, Boxes, Step
@@ -236,7 +237,7 @@ def taught(
         thresholds="f1" if labels else "fixed", min_score=min_score,
         calibrate=labels and len(teachers) > 1,
     )  # fmt: skip
-    sources = kind.Sources(teachers, categories, pool, making)
+    sources = Sources(teachers, categories, pool, making)
     detector = _start(net, names, seed)
     inputs = kind.prepare(sources, setting.files, setting.training, data)
     with open_task("pseudo", out, _LOOP, arguments, inputs) as task:
