@@ -52,7 +52,9 @@ def measure() -> dict[str, Any]:
         images = read_boxes(root / "train.json", root / "images")
         return {
             **labelling(images, root), **fusion(), **evaluation(), **steps(images),
-            **memory(images, root), **labelling_by_usual(images, root),
+            **memory(images, root),
+            **labelling(images.subset(range(USUAL_IMAGES)), root, USUAL, USUAL_SIDE,
+                        f", {USUAL}, {USUAL_SIDE} pixels"),
         }  # fmt: skip
 
 
@@ -71,43 +73,15 @@ def teacher(mark: str = "1", name: str = NAME, side: int = SIDE) -> tuple[Detect
     return detector, BoxTeacher("teacher", mark, tuple(map(str, range(10))), load, find)
 
 
-def labelling(images: BoxSet, root: Path) -> dict[str, Any]:
+def labelling(
+    images: BoxSet, root: Path, name: str = NAME, side: int = SIDE, by: str = ""
+) -> dict[str, Any]:
     """Labelling against the teacher's bare forward passes, and reading what is labelled.
 
     Images are decoded and boxes written beside the passes. On one thread, a core is free for that.
+    `by`: words about the teacher for the names of the results.
     """
-    known = teacher("known")[1]
-    Store(root / "store", known).boxes(images)
-
-    def read() -> None:
-        Store(root / "store", known).boxes(images)
-
-    found: dict[str, Any] = {}
-    calls = _labelling_calls(images, root, NAME, SIDE) | {"reading": read}
-    for threads in (1, 2):
-        with on_threads(threads):
-            times = side_by_side(calls, rounds=min(3, ROUNDS))
-        found[f"labelling/of bare speed, {threads} threads"] = ratio(times, "bare", "labelling")
-    return found | {"labelling/read again, times as fast": ratio(times, "labelling", "reading")}
-
-
-def labelling_by_usual(images: BoxSet, root: Path) -> dict[str, Any]:
-    """Labelling against the bare passes of a teacher of a usual size."""
-    calls = _labelling_calls(images.subset(range(USUAL_IMAGES)), root, USUAL, USUAL_SIDE)
-    found: dict[str, Any] = {}
-    for threads in (1, 2):
-        with on_threads(threads):
-            times = side_by_side(calls, rounds=min(3, ROUNDS))
-        place = f"labelling/of bare speed, {USUAL}, {USUAL_SIDE} pixels, {threads} threads"
-        found[place] = ratio(times, "bare", "labelling")
-    return found
-
-
-def _labelling_calls(
-    images: BoxSet, root: Path, name: str, side: int
-) -> dict[str, Callable[[], object]]:
-    """Bare passes of a teacher on images, and labelling them."""
-    detector, _ = teacher("bare", name, side)
+    detector, known = teacher("known", name, side)
     ready = [*BoxBatches(images, BATCH, size=side)]
     marks = iter(range(10**6))
 
@@ -116,10 +90,23 @@ def _labelling_calls(
             for batch in ready:
                 detector(batch.images, batch.sizes)
 
-    def label() -> None:
-        Store(root / "store", teacher(f"{name} {next(marks)}", name, side)[1]).boxes(images)
+    store = Path(tempfile.mkdtemp(dir=root))
 
-    return {"bare": bare, "labelling": label}
+    def label() -> None:
+        Store(store, teacher(str(next(marks)), name, side)[1]).boxes(images)
+
+    def read() -> None:
+        Store(store, known).boxes(images)
+
+    read()  # the first time, it labels
+    calls = {"bare": bare, "labelling": label, "reading": read}
+    found: dict[str, Any] = {}
+    for threads in (1, 2):
+        with on_threads(threads):
+            times = side_by_side(calls, rounds=min(3, ROUNDS))
+        found[f"labelling/of bare speed{by}, {threads} threads"] = ratio(times, "bare", "labelling")
+    found[f"labelling/read again{by}, times as fast"] = ratio(times, "labelling", "reading")
+    return found
 
 
 def fusion() -> dict[str, Any]:

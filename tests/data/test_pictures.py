@@ -181,6 +181,22 @@ def test_a_step_of_word2vec_is_that_of_loops(cbow):
     assert np.allclose(outputs, slow[1], atol=1e-12)
 
 
+def test_frequent_nodes_are_dropped_by_the_chances_of_gensim():
+    rng = np.random.default_rng(0)
+    paths = np.where(rng.random((10, 20_000)) < 0.5, 0, rng.integers(1, 2000, (10, 20_000)))
+    paths[7:, ::4] = -1  # walks that end
+    times = np.bincount(paths[paths >= 0])
+    thinned = word2vec_module._thinned(paths, times, rng)
+    gone = thinned == -1
+    assert (gone[:-1] <= gone[1:]).all()  # the rest of a walk moves up
+    share = times[0] / times.sum() / 1e-3
+    kept = (thinned == 0).sum() / times[0]
+    assert kept == pytest.approx((share**0.5 + 1) / share, rel=0.05)
+    assert (thinned > 0).sum() == (paths > 0).sum()  # rare nodes stay
+    for before, after in zip(paths.T[:200], thinned.T[:200], strict=True):
+        assert [n for n in after.tolist() if n > 0] == [n for n in before.tolist() if n > 0]
+
+
 def test_word2vec_brings_nodes_of_one_part_together():
     rng = np.random.default_rng(0)
     walks = np.concatenate([rng.integers(0, 5, (8, 2000)), 5 + rng.integers(0, 5, (8, 2000))], 1)

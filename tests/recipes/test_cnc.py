@@ -122,12 +122,17 @@ def test_one_folder_is_for_every_recipe_of_images(run, networks, tmp_path):
     assert "degrees" in results["cnc"]["baselines"]
     page = write_report([tmp_path / "ekd"], tmp_path / "page.html").read_text()
     assert "the most salient nodes" in page
-    train(
+    student = train(
         "distill", data=str(networks), out=tmp_path / "kd", teacher=(str(run),), student="cnc",
         unlabeled=networks / "test", **QUICK,
     )  # fmt: skip
+    assert "degrees" in student["cnc"]["baselines"]
     own = train("supervised", data=str(networks), out=tmp_path / "own", net="cnc", walks=3, **QUICK)
     assert own["examples"] == 6
+    assert own.pop("cnc")["deletion"]["n"] <= 6
+    (tmp_path / "own" / "results.json").write_text(json.dumps(own))  # as an earlier version left it
+    again = train("supervised", data=str(networks), out=tmp_path / "own", net="cnc", walks=3, **QUICK)
+    assert again == json.loads(json.dumps(own))
     assert stepwell.open_network(tmp_path / "own").net.card.drawing["walks"] == 3
     with pytest.raises(ValueError, match="saw pictures with --walk-seed 0, and these"):
         train(

@@ -129,13 +129,8 @@ def test_predict_writes_boxes_as_coco_csv_json_and_pictures(run, data, tmp_path)
     names = {"images_test-1.png.png", "twin_test-1.png.png"}
     assert {p.name for p in (tmp_path / "both").iterdir()} == names
     code, text = told("predict", run, image, image, "--draw", tmp_path / "both")
-    assert (
-        code,
-        "would have the name images_test-1.png.png: predict into two --draw folders" in text,
-    ) == (
-        2,
-        True,
-    )
+    said = "would have the name images_test-1.png.png: predict into two --draw folders"
+    assert (code, said in text) == (2, True)
     truth = tmp_path / "truth.json"
     rows = [{k: v for k, v in row.items() if k != "score"} for row in content["annotations"]]
     for other in (content | {"annotations": rows}, {"a": 1}, []):

@@ -32,10 +32,9 @@ def read_content(file: Path) -> Any:
     if file.stat().st_size > LARGEST:
         raise ValueError(f"{file} is larger than {LARGEST >> 20} MiB: split it")
     content = file.read_bytes()
-    if memory_of(content) > MEMORY:
+    if (need := memory_of(content)) > MEMORY:
         raise ValueError(
-            f"{file} may take {memory_of(content) / 2**30:.1f} GiB of memory, more than "
-            f"{MEMORY >> 30}: split it"
+            f"{file} may take {need / 2**30:.1f} GiB of memory, more than {MEMORY >> 30}: split it"
         )
     try:
         return json.loads(content)

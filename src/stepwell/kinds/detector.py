@@ -115,8 +115,7 @@ def predict(
     depth = net.full if depth is None else depth
     net.require_ready(depth)
     files, unreadable = _readable(expand(paths))
-    if draw is not None:
-        _check_drawn(draw, files)
+    drawings = [] if draw is None else _drawings(draw, files)
     if coco is not None:
         _check_replaced(coco)
     predictions = [Prediction(file, error=error) for file, error in unreadable.items()]
@@ -136,7 +135,9 @@ def predict(
             write_whole(coco, json.dumps(content).encode())
             say(f"wrote {len(content['annotations'])} boxes to {coco}")
         if draw is not None:
-            _draw(draw, files, sure, net.card.classes)
+            draw.mkdir(parents=True, exist_ok=True)
+            _draw(drawings, files, sure, net.card.classes)
+            say(f"drew {len(files)} images in {draw}")
     return Predicted(predictions, f"depth {depth}")
 
 
@@ -198,32 +199,36 @@ def _readable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
     return good, bad
 
 
-def _check_drawn(folder: Path, files: Sequence[Path]) -> None:
-    """Refuse a folder that cannot be written, two drawings of one name, and to write over an image."""
+def _drawings(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Files for the drawings, with the names of the images; of several alike, with that of the folder.
+
+    ValueError for a folder that cannot be written, two drawings of one name, and one that would replace
+    an image.
+    """
     check_folder("--draw", folder)
-    names = _drawn_names(files)
-    if twice := next((name for name, count in Counter(names).items() if count > 1), ""):
-        raise ValueError(
-            f"--draw: two drawings would have the name {twice}: predict into two --draw folders"
-        )
-    inputs = {file.resolve() for file in files}
-    if lost := [name for name in names if (folder / name).resolve() in inputs]:
-        raise ValueError(f"--draw {folder} would write over the image {lost[0]}: name another folder")
-
-
-def _drawn_names(files: Sequence[Path]) -> list[str]:
-    """Names of the drawings: those of the images; where several are alike, with that of the folder."""
     counts = Counter(file.stem for file in files)
-    return [
-        f"{file.stem}.png"
-        if counts[file.stem] == 1
-        else f"{file.resolve().parent.name}_{file.name}.png"
+    names = [
+        file.stem if counts[file.stem] == 1 else f"{file.resolve().parent.name}_{file.name}"
         for file in files
     ]
+    drawings = [folder / f"{name}.png" for name in names]
+    inputs, seen = {file.resolve() for file in files}, set[Path]()
+    for drawing in drawings:
+        if drawing in seen:
+            raise ValueError(
+                f"--draw: two drawings would have the name {drawing.name}: predict into two --draw "
+                "folders"
+            )
+        if drawing.resolve() in inputs:
+            raise ValueError(
+                f"--draw {folder} would write over the image {drawing}: name another folder"
+            )
+        seen.add(drawing)
+    return drawings
 
 
 def _draw(
-    folder: Path, files: Sequence[Path], boxes: Sequence["Boxes"], classes: Sequence[str]
+    drawings: Sequence[Path], files: Sequence[Path], boxes: Sequence["Boxes"], classes: Sequence[str]
 ) -> None:
     """Write the images with their boxes as PNG files."""
     import torch
@@ -232,16 +237,14 @@ def _draw(
 
     from stepwell.data.preprocess import whole
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, name, image_boxes in zip(files, _drawn_names(files), boxes, strict=True):
+    for drawing, file, image_boxes in zip(drawings, files, boxes, strict=True):
         pixels = torch.from_numpy(whole(file)).permute(2, 0, 1)
         rows = zip(image_boxes.labels.tolist(), image_boxes.scores.tolist(), strict=True)
         labels = [f"{classes[label]} {score:.2f}" for label, score in rows]
         colours = [OKABE_ITO[label % len(OKABE_ITO)] for label in image_boxes.labels.tolist()]
         if labels:
             pixels = draw_bounding_boxes(pixels, image_boxes.boxes, labels, colours, width=2)
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / name)
-    say(f"drew {len(files)} images in {folder}")
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(drawing)
 
 
 def _costs(detector: "Detector", size: int | None = None, batch: int = 1) -> dict[str, dict[str, Any]]:

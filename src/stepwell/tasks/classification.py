@@ -178,8 +178,8 @@ def finish(task: Task[Batches], net: NestedNet, *more: Any, **options: Any) -> d
 
     Where nothing else measures the network, images of some formats are explained, too.
     """
-    format = task.train.images.drawing.get("format", "")
-    end = measuring.finish if "measure" in options else ENDS.get(format, measuring.finish)
+    drawn_as = task.train.images.drawing.get("format", "")
+    end = measuring.finish if "measure" in options else ENDS.get(drawn_as, measuring.finish)
     results: dict[str, Any] = end(task, net, *more, **options)
     return results
 

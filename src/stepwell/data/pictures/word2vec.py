@@ -66,11 +66,10 @@ def _step(
     """One step of gradient descent, in place."""
     counts, near = inside.sum(0), beside.T[inside.T]  # the nodes of the windows, walk by walk
     if cbow:
-        target, counts = centre[counts > 0], counts[counts > 0]
-        members = _table(np.ones(len(near)), near, counts, len(vectors))
+        target, sources, counts = centre[counts > 0], near, counts[counts > 0]
     else:
-        target, counts, sources = near, np.ones(len(near), np.int64), np.repeat(centre, counts)
-        members = _table(np.ones(len(near)), sources, counts, len(vectors))
+        target, sources, counts = near, np.repeat(centre, counts), np.ones(len(near), np.int64)
+    members = _table(np.ones(len(near)), sources, counts, len(vectors))
     hidden = members @ vectors / counts[:, None]
     drawn = np.searchsorted(chances, rng.random((len(target), NEGATIVES)))
     asked = np.concatenate([target[:, None], drawn], 1)  # (batch, 1 + negatives)
