@@ -38,15 +38,22 @@ def network_of(nodes: int, links: int = 4) -> Network:
 
 
 def gensim_vectors(
-    walks: NDArray[np.int64], window: int, dimensions: int, seed: int, cbow: bool
-) -> Any:  # fmt: skip
-    """gensim's vectors by the numbers of nodes as text, learned on walks (length, walks)."""
+    walks: NDArray[np.int64], window: int, dimensions: int, seed: int, cbow: bool, first: float = 1.0
+) -> Any:
+    """gensim's vectors by the numbers of nodes as text, learned on walks (length, walks).
+
+    first: how long the first vectors are, over gensim's own.
+    """
     from gensim.models import Word2Vec
 
-    return Word2Vec(
-        [[str(node) for node in path if node >= 0] for path in walks.T.tolist()],
-        vector_size=dimensions, window=window, min_count=1, sg=int(not cbow), workers=1, seed=seed,
-    ).wv  # fmt: skip
+    sentences = [[str(node) for node in path if node >= 0] for path in walks.T.tolist()]
+    model = Word2Vec(
+        vector_size=dimensions, window=window, min_count=1, sg=int(not cbow), workers=1, seed=seed
+    )
+    model.build_vocab(sentences)
+    model.wv.vectors *= first
+    model.train(sentences, total_examples=len(sentences), epochs=model.epochs)
+    return model.wv
 
 
 def gensim_embedding(network: Network, *, cbow: bool) -> None:

@@ -197,6 +197,30 @@ def test_frequent_nodes_are_dropped_by_the_chances_of_gensim():
         assert [n for n in after.tolist() if n > 0] == [n for n in before.tolist() if n > 0]
 
 
+@pytest.mark.parametrize("cbow", [True, False])
+def test_vectors_of_a_large_star_stay_short(cbow):
+    # a batch that held its hub 500 times would sum as many gradients of one vector
+    network = parse_network("".join(f"hub {i}\n" for i in range(1500)).encode(), ".edges", HOW)
+    paths = walks(network, 2, 10, np.random.default_rng(0))
+    vectors = word2vec(paths, len(network.names), 5, 20, np.random.default_rng(1), cbow)
+    assert abs(vectors).max() < 5
+
+
+def test_the_rate_of_word2vec_falls_by_jobs_of_gensim(monkeypatch):
+    rates = []
+    monkeypatch.setattr(word2vec_module, "_step", lambda *step: rates.append(step[6]))
+    paths = np.random.default_rng(0).integers(0, 50, (10, 1000))
+    word2vec(paths, 50, 3, 4, np.random.default_rng(1), True)
+    # five epochs of 10,000 nodes are five jobs, whose rates fall in a line
+    first, last = word2vec_module.RATE, word2vec_module.LEAST_RATE
+    falls = first - (first - last) * np.arange(5) / 5
+    assert np.allclose(rates, np.repeat(falls, len(rates) // 5))
+    ended = np.vstack([paths, np.full((10, 1000), -1)])  # what has ended is no part of a job
+    rates.clear()
+    word2vec(ended, 50, 3, 4, np.random.default_rng(1), True)
+    assert np.allclose(np.unique(rates), falls[::-1])
+
+
 def test_word2vec_brings_nodes_of_one_part_together():
     rng = np.random.default_rng(0)
     walks = np.concatenate([rng.integers(0, 5, (8, 2000)), 5 + rng.integers(0, 5, (8, 2000))], 1)

@@ -56,28 +56,37 @@ def read_edge_list(content: bytes, mark: str | None, most: int) -> Lines:
         raise ValueError(f"byte {error.start} is no UTF-8 text") from error
     if b"\0" in content:
         raise ValueError("a zero byte: it is no text")
-    rows, head = list[tuple[int, str]](), _Head()
+    numbers, lines, head = list[int](), list[str](), _Head()
     for number, line in enumerate(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig"), 1):
         line = line.strip() if mark is None else line.rstrip("\n")
         if line.lstrip()[:1] in ("#", "%"):
-            if not rows:
+            if not lines:
                 head.read(line.lstrip(), f"line {number}")
         elif line.strip():
-            rows.append((number, line))
-            if len(rows) > most + 1:
+            numbers.append(number)
+            lines.append(line)
+            if len(lines) > most + 1:
                 raise ValueError(f"more than {most:,} edges: train with a higher --max-edges")
     if mark == "?":
-        first = rows[0][1] if rows else ""
-        mark = next((m for m in ("\t", ",") if m in first), None)
-    table = [(number, _cells(line, mark, f"line {number}")) for number, line in rows]
-    usual, guessed = _header([cells for _, cells in table])
+        mark = next((m for m in ("\t", ",") if lines and m in lines[0]), None)
+    # columns instead of rows: a list for each line would keep Python's garbage collector busy
+    sources, targets, last, widths = list[str](), list[str](), list[str](), list[int]()
+    for number, line in zip(numbers, lines, strict=True):
+        cells = _cells(line, mark, number)
+        sources.append(cells[0].strip())
+        targets.append(cells[1].strip() if len(cells) > 1 else "")
+        last.append(cells[-1].strip())
+        widths.append(len(cells))
+    first = [cell.strip() for cell in _cells(lines[0], mark, numbers[0])] if lines else []
+    usual, guessed = _header(first, sources[1:], targets[1:], last[1:])
     if usual or guessed:
-        del table[0]
-    width = len(table[0][1]) if table else 2
-    for number, cells in table:
-        _check_columns(cells, width, f"line {number}", mark)
-    sources, targets = ([cells[i].strip() for _, cells in table] for i in (0, 1))
-    weights = [weight_of(cells[2], f"line {n}") for n, cells in table] if width == 3 else None
+        for column in (numbers, sources, targets, last, widths):
+            del column[0]
+    for number, width, *ends in zip(numbers, widths, sources, targets, strict=True):
+        _check_columns(number, width, widths[0], ends, mark)
+    weights = None
+    if widths[:1] == [3]:
+        weights = [weight_of(text, f"line {n}") for text, n in zip(last, numbers, strict=True)]
     alone = head.alone({*sources, *targets}, most)
     return Lines(sources, targets, weights, alone, head.directed, guessed)
 
@@ -123,7 +132,7 @@ class _Head:
         return numbers if named <= {*numbers} else []
 
 
-def _cells(line: str, mark: str | None, where: str) -> list[str]:
+def _cells(line: str, mark: str | None, number: int) -> list[str]:
     """The columns of a line; double quotes may surround each."""
     if line.endswith("}"):  # as networkx writes what it knows of an edge
         blank = mark or r"\s"
@@ -139,22 +148,21 @@ def _cells(line: str, mark: str | None, where: str) -> list[str]:
         try:
             (cells,) = csv.reader([line], delimiter=mark, skipinitialspace=True)
         except csv.Error as error:
-            raise ValueError(f"{where}: {error}") from error
-    if mark is None and any(cell[-1:] in (",", ";") for cell in cells[:2]):
-        raise ValueError(f"{where}: commas between columns: name the file .csv, or take them out")
+            raise ValueError(f"line {number}: {error}") from error
+    if mark is None and ("," in line or ";" in line) and any(c[-1:] in (",", ";") for c in cells[:2]):
+        raise ValueError(f"line {number}: commas between columns: name the file .csv, or take them out")
     return cells
 
 
-def _header(table: list[list[str]]) -> tuple[bool, bool]:
+def _header(
+    first: list[str], sources: list[str], targets: list[str], last: list[str]
+) -> tuple[bool, bool]:
     """Tell whether the first line is a header: by the usual words, or by the numbers below it.
 
     It names no node of another line. Without the usual words, it holds no number, and below it the
-    ends of all edges are numbers, or the weights.
+    ends of all edges are numbers, or the weights, which stand `last`.
     """
-    if not table:
-        return False, False
-    first, *others = [[cell.strip() for cell in cells] for cells in table]
-    if {*first[:2]} & {cell for cells in others for cell in cells[:2]}:
+    if not first or not {*first[:2]}.isdisjoint([*sources, *targets]):
         return False, False
     words = [cell.lower() for cell in first]
     if {*words[:2]} <= HEADER:
@@ -164,28 +172,29 @@ def _header(table: list[list[str]]) -> tuple[bool, bool]:
                 "and then the weight"
             )
         return True, False
-    if not others or any(map(_is_number, first)) or "" in first:
+    if not last or any(map(_is_number, first)) or "" in first:
         return False, False
-    ends = all(_is_number(cell) for cells in others for cell in cells[:2])
-    weights = len(first) == 3 and all(_is_number(cells[-1]) for cells in others)
+    ends = all(map(_is_number, sources)) and all(map(_is_number, targets))
+    weights = len(first) == 3 and all(map(_is_number, last))
     return False, len(first) in (2, 3) and (ends or weights)
 
 
-def _check_columns(cells: list[str], width: int, where: str, mark: str | None) -> None:
-    """Refuse a line without source and target, or without as many columns as the first one."""
-    count = f"{len(cells)} column{'s' * (len(cells) != 1)}"
-    if width not in (2, 3):
+def _check_columns(
+    number: int, width: int, usual: int, ends: list[str], mark: str | None
+) -> None:  # fmt: skip
+    """Refuse a line without source and target, or without as many columns as is usual above it."""
+    count = f"line {number} has {width} column{'s' * (width != 1)}"
+    if usual not in (2, 3):
         raise ValueError(
-            f"{where} has {count}: write source, target and maybe a weight, with {MARKS[mark]} between "
-            "them"
+            f"{count}: write source, target and maybe a weight, with {MARKS[mark]} between them"
         )
-    if len(cells) != width:
+    if width != usual:
         raise ValueError(
-            f"{where} has {count}, and the lines above have {width}: {MARKS[mark]} stand between "
-            "columns, and either every edge has a weight or none has"
+            f"{count}, and the lines above have {usual}: {MARKS[mark]} stand between columns, and "
+            "either every edge has a weight or none has"
         )
-    if not all(map(str.strip, cells[:2])):
-        raise ValueError(f"{where} lacks a source or a target")
+    if "" in ends:
+        raise ValueError(f"line {number} lacks a source or a target")
 
 
 def _is_number(text: str) -> bool:

@@ -25,7 +25,7 @@ from stepwell.device import cores
 from stepwell.files import cache_folder
 
 #: Changes when the same file and settings give another picture.
-VERSION = 5
+VERSION = 6
 #: Numbers about each network and its picture.
 FACTS = (
     "nodes", "edges", "parts", "loops", "repeated", "degree_mean", "degree_std", "degree_max",

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 #: Settings of gensim in 2017, which the paper's code uses. A node that makes up a share s of `OFTEN` of
 #: all walks is kept with the chance (√s + 1) / s. The rate falls after every `JOB` positions.
 EPOCHS, NEGATIVES, RATE, LEAST_RATE, POWER, OFTEN, JOB = 5, 5, 0.025, 1e-4, 0.75, 1e-3, 10_000
+#: Walks of a batch at least, and how often a batch holds the most frequent node, at most.
+BATCH = 64
 
 
 def word2vec(
@@ -19,8 +21,8 @@ def word2vec(
     Each position draws a window of 1 to `window` nodes. CBOW predicts a node by the mean of the vectors
     in its window, skip-gram each node of the window by the node. A batch is one position of some walks;
     its gradients are summed, which equals gensim's one by one where a batch holds each node rarely.
-    Each epoch drops frequent nodes at random from the walks and closes the gaps. Summed gradients of
-    skip-gram grow without bound where one node makes up a large share of a batch, as in a large star.
+    So a batch has fewer walks where one node, such as the hub of a star, makes up a large share of
+    them. Each epoch drops frequent nodes at random from the walks and closes the gaps.
 
     Args:
         walks: (length, walks); -1 where a walk has ended.
@@ -31,14 +33,16 @@ def word2vec(
     occurrences = np.bincount(walks[walks >= 0], minlength=nodes)
     chances = np.cumsum(occurrences**POWER)
     chances /= chances[-1]
-    parts = max(1, count // max(64, nodes))
-    steps, done, job = EPOCHS * length * parts, 0, JOB / (EPOCHS * walks.size)
+    largest = occurrences.max() / occurrences.sum()
+    parts = max(1, count // max(BATCH, min(nodes, int(BATCH / largest))))
+    steps, done, positions = EPOCHS * length * parts, 0, EPOCHS * int(occurrences.sum())
     for _ in range(EPOCHS):
         thinned = _thinned(walks, occurrences, rng)
         for part in np.array_split(rng.permutation(count), parts):
             paths = thinned[:, part]
             for at in range(length):
-                rate = RATE - (RATE - LEAST_RATE) * (done / steps // job * job)
+                jobs = done * positions // steps // JOB
+                rate = RATE - (RATE - LEAST_RATE) * jobs * JOB / positions
                 done += 1
                 reach = rng.integers(1, window + 1, len(part))
                 offsets = [t for t in range(-window, window + 1) if t and 0 <= at + t < length]
