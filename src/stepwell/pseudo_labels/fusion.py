@@ -40,8 +40,6 @@ def fuse(
         ValueError: a teacher has a box of a class that it does not cover.
     """
     teachers, images, classes = covers.shape
-    # a mean weighted by scores of 0 would be no number
-    predictions = [[boxes.chosen(boxes.scores > 0) for boxes in row] for row in predictions]
     counts = [boxes.total for row in predictions for boxes in row]
     image = np.repeat(np.tile(np.arange(images), teachers), counts)
     teacher = np.repeat(np.repeat(np.arange(teachers), images), counts)
@@ -50,11 +48,12 @@ def fuse(
     labels = torch.cat([boxes.labels for boxes in every]).numpy()
     scores = torch.cat([boxes.scores for boxes in every]).double().numpy()
     known = covers.numpy()
-    if not known[teacher, image, labels].all():
+    scored = scores > 0  # a mean weighted by scores of 0 would be no number
+    if not known[teacher, image, labels][scored].all():
         raise ValueError("a teacher has boxes of a class that it does not cover: correct `covers`")
     group = image * classes + labels
     number = known.sum(0)[image, labels]
-    alone, together = (np.flatnonzero(which) for which in (number == 1, number > 1))
+    alone, together = (np.flatnonzero(scored & which) for which in (number == 1, number > 1))
     mean, score, whose = _weighted(
         corners[together], scores[together], group[together], number[together], overlap
     )
@@ -137,8 +136,8 @@ def _by_image(
     """Boxes of each image, best first."""
     order = np.lexsort((-scores, image))
     ends = np.searchsorted(image[order], np.arange(1, images)).tolist()
-    parts = (torch.from_numpy(values[order]).tensor_split(ends) for values in (corners, labels, scores))
-    return [Boxes.of(*columns) for columns in zip(*parts, strict=True)]
+    every = Boxes.of(*(torch.from_numpy(values[order]) for values in (corners, labels, scores)))
+    return [Boxes(*columns) for columns in zip(*(v.tensor_split(ends) for v in every), strict=True)]
 
 
 def without_doubles(
