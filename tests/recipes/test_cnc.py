@@ -151,6 +151,15 @@ def test_one_folder_is_for_every_recipe_of_images(run, networks, tmp_path):
         train("supervised", channels=("counts",), **again)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "net"), [("exits", "resnet8"), ("experts", "vit6"), ("kernels", "resnet8")]
+)
+def test_dynamic_networks_explain_complex_networks_too(networks, tmp_path, recipe, net):
+    results = train(recipe, data=str(networks), out=tmp_path, net=net, **QUICK)
+    assert {"nodes and edges", "degrees", "sum of the picture"} == {*results["cnc"]["baselines"]}
+    assert json.loads((tmp_path / "explained.json").read_text())["examples"]
+
+
 def test_relabelled_copies_get_the_same_class(run, networks):
     net = stepwell.load(run)
     rng = np.random.default_rng(0)
@@ -168,6 +177,8 @@ def test_relabelled_copies_get_the_same_class(run, networks):
     assert max(chances) - min(chances) > 0.04  # other networks have other answers
     with pytest.raises(ValueError, match="number 2 of 2: 0 nodes and no edge"):
         net.predict([graph, nx.Graph()])
+    with pytest.raises(ValueError, match="number 2 of 2: 0 nodes and no edge"):
+        net.preprocess([graph, nx.Graph()])
     with pytest.raises(ValueError, match="is no network: give the path of an edge list"):
         net.predict(nx.Graph)
     assert len(same) == 100

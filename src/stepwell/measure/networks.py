@@ -146,7 +146,7 @@ def explain(net: NestedNet, test: ImageSet, classes: Sequence[str], seed: int = 
     indices = rng.permutation(small)[:DELETED].tolist()
     examples, falls = list[dict[str, Any]](), list[tuple[float, float]]()
     with store.one_thread(), torch.no_grad():
-        for index in indices:
+        for index in store.shown(indices, "explaining networks", quiet=how["embedding"] == "ppmi"):
             network = read_network(str(test.about["path"][index]), how)
             shown = draw(network, how, size)
             logits = net(normalised([shown.pixels], net.card))[0]

@@ -1,6 +1,7 @@
 """Predict the classes of images on disk or in memory, by any network with a card."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -96,9 +97,23 @@ class Predicts(nn.Module):
         The shorter side is scaled and the middle cropped. ValueError names an unreadable image.
         """
         check_card(self.card)
-        form, size = format_of(self.card.drawing), self.card.size
-        pixels = [form.squared(source, size) for source in several(images)[0]]
+        form, (sources, _) = format_of(self.card.drawing), several(images)
+        pixels = []
+        for number, source in enumerate(sources, 1):
+            with _numbered(source, number, len(sources)):
+                pixels.append(form.squared(source, self.card.size))
         return normalised(pixels, self.card)
+
+
+@contextmanager
+def _numbered(source: Source, number: int, count: int) -> Iterator[None]:
+    """Say in a ValueError which of several images is meant, if it is no file, which is named there."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(source, str | Path) or count == 1:
+            raise
+        raise ValueError(f"number {number} of {count}: {error}") from error
 
 
 def predictions(
@@ -121,14 +136,13 @@ def predictions(
         for number, source in enumerate(sources[start : start + batch_size], start + 1):
             file = Path(source) if isinstance(source, str | Path) else None
             try:
-                squared, note = form.noted(source, net.card.size)
+                with _numbered(source, number, len(sources)):
+                    squared, note = form.noted(source, net.card.size)
                 pixels.append(squared)
                 batch.append(Prediction(file, note=note))
             except ValueError as error:
                 if not skip_unreadable:
-                    if file is None and len(sources) > 1:
-                        error = ValueError(f"number {number} of {len(sources)}: {error}")
-                    raise error
+                    raise
                 batch.append(Prediction(file, error=str(error)))
         if pixels:
             with torch.inference_mode():

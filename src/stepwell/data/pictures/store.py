@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from stepwell.data.pictures.picture import Picture, draw
 from stepwell.device import cores
 from stepwell.files import cache_folder
 
+Item = TypeVar("Item")
 #: Changes when the same file and settings give another picture.
 VERSION = 6
 #: Numbers about each network and its picture.
@@ -83,7 +84,8 @@ def pictures(
     drawn, bad = [], dict[Path, ValueError]()
     try:
         with one_thread():
-            for path in _shown(missing[:: len(helpers) + 1], quiet=not helpers and len(missing) < MANY):
+            quiet = not helpers and len(missing) < MANY
+            for path in shown(missing[:: len(helpers) + 1], "drawing networks", quiet=quiet):
                 with contextlib.suppress(ValueError):
                     _picture(path, cache, how, size)
             for helper in helpers:
@@ -130,15 +132,15 @@ def work() -> None:
                 _picture(path, cache, job["how"], job["size"])
 
 
-def _shown(paths: Sequence[Path], *, quiet: bool) -> Iterator[Path]:
-    """The paths, with a progress bar on standard error where a person sees it."""
+def shown(items: Sequence[Item], what: str, *, quiet: bool) -> Iterator[Item]:
+    """Give the items, with a progress bar on standard error where a person sees it."""
     if quiet or not sys.stderr.isatty() or os.environ.get("STEPWELL_QUIET"):
-        yield from paths
+        yield from items
         return
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(paths, "drawing networks", console=Console(stderr=True))
+    yield from track(items, what, console=Console(stderr=True))
 
 
 def _folder(how: Mapping[str, Any], size: int) -> Path:
