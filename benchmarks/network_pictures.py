@@ -26,7 +26,7 @@ from stepwell.data.pictures.picture import draw, walks
 
 HOW = Pictures().record
 #: Nodes of the networks; the larger ones show how time and memory grow.
-NODES, LARGER, PIXELS, ROUNDS = 1000, (1_000, 10_000, 30_000, 100_000), 48, 3
+NODES, LARGER, PIXELS, ROUNDS = 1000, (1_000, 10_000, 30_000, 100_000), 48, 7
 #: Networks of each of two classes that are drawn as files.
 FILES = 200
 
