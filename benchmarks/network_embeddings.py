@@ -3,8 +3,8 @@
 `python -m benchmarks.network_embeddings --seeds 10`: gensim's word2vec, on walks of the same numbers,
 takes the place of ours. All else is equal: the networks of the study's four tasks, 20 dimensions, one
 channel of counts, the CNN and its training. `results/network_embeddings.jsonl` gets a line for each
-task and seed, and the same command goes on. It needs gensim (extra `studies`). Since version 4 its
-first vectors are twice as long as in 2017; the rival `cbow-2017` begins with vectors as short as then.
+task, seed and rival, and the same command goes on. It needs gensim (extra `studies`). Since version 4
+its first vectors are twice as long as in 2017; the rival `cbow-2017` begins with vectors as short.
 """
 
 import argparse

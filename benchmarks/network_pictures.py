@@ -42,7 +42,7 @@ def gensim_vectors(
 ) -> Any:
     """gensim's vectors by the numbers of nodes as text, learned on walks (length, walks).
 
-    first: how long the first vectors are, over gensim's own.
+    first: factor on gensim's own first vectors.
     """
     from gensim.models import Word2Vec
 

@@ -197,12 +197,11 @@ def test_frequent_nodes_are_dropped_by_the_chances_of_gensim():
         assert [n for n in after.tolist() if n > 0] == [n for n in before.tolist() if n > 0]
 
 
-@pytest.mark.parametrize("cbow", [True, False])
-def test_vectors_of_a_large_star_stay_short(cbow):
-    # a batch that held its hub 500 times would sum as many gradients of one vector
+def test_vectors_of_a_large_star_stay_short():
+    # a batch of all its walks would draw the hub as a negative some thousand times
     network = parse_network("".join(f"hub {i}\n" for i in range(1500)).encode(), ".edges", HOW)
     paths = walks(network, 2, 10, np.random.default_rng(0))
-    vectors = word2vec(paths, len(network.names), 5, 20, np.random.default_rng(1), cbow)
+    vectors = word2vec(paths, len(network.names), 5, 20, np.random.default_rng(1), False)
     assert abs(vectors).max() < 5
 
 
@@ -917,10 +916,11 @@ def test_word2vec_learns_the_vectors_of_gensim(cbow):
     network = parse_network("".join(f"{a} {b}\n" for a, b in edges.tolist()).encode(), "", HOW)
     paths = walks(network, 10, 10, np.random.default_rng(0))
     ours = word2vec(paths, 300, 5, 20, np.random.default_rng(0), cbow)
-    model = gensim.Word2Vec(
-        paths.T.tolist(), vector_size=20, window=5, min_count=1, sg=int(not cbow), workers=1, seed=0
-    )
+    model = gensim.Word2Vec(vector_size=20, window=5, min_count=1, sg=int(not cbow), workers=1, seed=0)
+    model.build_vocab(paths.T.tolist())
+    model.wv.vectors *= 0.5  # as long as in 2017
+    model.train(paths.T.tolist(), total_examples=paths.shape[1], epochs=5)
     theirs = np.stack([model.wv[node] for node in range(300)])
     one, other = (pdist(x) for x in (ours, theirs))
-    assert np.corrcoef(one, other)[0, 1] > 0.75  # two seeds of gensim: 0.82 and 0.91
-    assert one.mean() == pytest.approx(other.mean(), rel=0.25)
+    assert np.corrcoef(one, other)[0, 1] > 0.8  # two seeds of gensim: 0.85 and 0.93
+    assert one.mean() == pytest.approx(other.mean(), rel=0.05)

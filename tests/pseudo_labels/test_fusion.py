@@ -94,7 +94,7 @@ def test_a_class_that_one_teacher_covers_keeps_its_score_where_plain_fusion_halv
     (own,) = fuse([[near], [other]], both)
     assert_close(own.scores, torch.tensor([0.7]))
     assert_close(own.boxes[0], torch.tensor([20, 20, 30, 30 + 0.6 / 1.4]))
-    silent = Boxes.of([[20, 20, 30, 31], [0, 0, 5, 5]], [1, 1], [0.0, 0.0])
+    silent = Boxes.of([[20, 20, 30, 31], [0, 0, 5, 5]], [1, 2], [0.0, 0.0])
     (own,) = fuse([[silent], [other]], both)  # boxes of no score weigh nothing, and are left out
     assert_close(own.boxes, other.boxes)
     assert_close(own.scores, torch.tensor([0.4]))

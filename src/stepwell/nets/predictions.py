@@ -107,7 +107,7 @@ class Predicts(nn.Module):
 
 @contextmanager
 def _numbered(source: Source, number: int, count: int) -> Iterator[None]:
-    """Say in a ValueError which of several images is meant, if it is no file, which is named there."""
+    """Name an image by its number in a ValueError; the error of a file names the file already."""
     try:
         yield
     except ValueError as error:

@@ -71,14 +71,15 @@ def read_edge_list(content: bytes, mark: str | None, most: int) -> Lines:
         mark = next((m for m in ("\t", ",") if lines and m in lines[0]), None)
     # columns instead of rows: a list for each line would keep Python's garbage collector busy
     sources, targets, last, widths = list[str](), list[str](), list[str](), list[int]()
+    first = list[str]()
     for number, line in zip(numbers, lines, strict=True):
         cells = _cells(line, mark, number)
         sources.append(cells[0].strip())
         targets.append(cells[1].strip() if len(cells) > 1 else "")
         last.append(cells[-1].strip())
         widths.append(len(cells))
-    first = [cell.strip() for cell in _cells(lines[0], mark, numbers[0])] if lines else []
-    usual, guessed = _header(first, sources[1:], targets[1:], last[1:])
+        first = first or [cell.strip() for cell in cells]
+    usual, guessed = _header(first, numbers[:1], sources[1:], targets[1:], last[1:])
     if usual or guessed:
         for column in (numbers, sources, targets, last, widths):
             del column[0]
@@ -155,12 +156,12 @@ def _cells(line: str, mark: str | None, number: int) -> list[str]:
 
 
 def _header(
-    first: list[str], sources: list[str], targets: list[str], last: list[str]
+    first: list[str], number: list[int], sources: list[str], targets: list[str], last: list[str]
 ) -> tuple[bool, bool]:
     """Tell whether the first line is a header: by the usual words, or by the numbers below it.
 
     It names no node of another line. Without the usual words, it holds no number, and below it the
-    ends of all edges are numbers, or the weights, which stand `last`.
+    ends of all edges are numbers, or the weights (`last`).
     """
     if not first or not {*first[:2]}.isdisjoint([*sources, *targets]):
         return False, False
@@ -168,8 +169,8 @@ def _header(
     if {*words[:2]} <= HEADER:
         if before := [word for word in words[:2] if word in WEIGHTS]:
             raise ValueError(
-                f"line 1: a column {before[0]!r} before both ends of the edges: write source, target "
-                "and then the weight"
+                f"line {number[0]}: a column {before[0]!r} before both ends of the edges: write "
+                "source, target and then the weight"
             )
         return True, False
     if not last or any(map(_is_number, first)) or "" in first:
@@ -180,17 +181,17 @@ def _header(
 
 
 def _check_columns(
-    number: int, width: int, usual: int, ends: list[str], mark: str | None
+    number: int, width: int, expected: int, ends: list[str], mark: str | None
 ) -> None:  # fmt: skip
-    """Refuse a line without source and target, or without as many columns as is usual above it."""
+    """Refuse a line without source and target, or without as many columns as the first edge."""
     count = f"line {number} has {width} column{'s' * (width != 1)}"
-    if usual not in (2, 3):
+    if expected not in (2, 3):
         raise ValueError(
             f"{count}: write source, target and maybe a weight, with {MARKS[mark]} between them"
         )
-    if width != usual:
+    if width != expected:
         raise ValueError(
-            f"{count}, and the lines above have {usual}: {MARKS[mark]} stand between columns, and "
+            f"{count}, and the lines above have {expected}: {MARKS[mark]} stand between columns, and "
             "either every edge has a weight or none has"
         )
     if "" in ends:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 #: Settings of gensim in 2017, which the paper's code uses. A node that makes up a share s of `OFTEN` of
 #: all walks is kept with the chance (√s + 1) / s. The rate falls after every `JOB` positions.
 EPOCHS, NEGATIVES, RATE, LEAST_RATE, POWER, OFTEN, JOB = 5, 5, 0.025, 1e-4, 0.75, 1e-3, 10_000
-#: Walks of a batch at least, and how often a batch holds the most frequent node, at most.
+#: Walks of the smallest batch, and how many walks of a larger one are at the most frequent node.
 BATCH = 64
 
 
@@ -21,8 +21,9 @@ def word2vec(
     Each position draws a window of 1 to `window` nodes. CBOW predicts a node by the mean of the vectors
     in its window, skip-gram each node of the window by the node. A batch is one position of some walks;
     its gradients are summed, which equals gensim's one by one where a batch holds each node rarely.
-    So a batch has fewer walks where one node, such as the hub of a star, makes up a large share of
-    them. Each epoch drops frequent nodes at random from the walks and closes the gaps.
+    Where one node makes up a large share of the walks, as the hub of a star, it is drawn as a negative
+    just as often, so batches have fewer walks there: else its sum would grow without bound. Each epoch
+    drops frequent nodes at random from the walks and closes the gaps.
 
     Args:
         walks: (length, walks); -1 where a walk has ended.
@@ -73,8 +74,9 @@ def _step(
         target, sources, counts = centre[counts > 0], near, counts[counts > 0]
     else:
         target, sources, counts = near, np.repeat(centre, counts), np.ones(len(near), np.int64)
-    members = _table(np.ones(len(near)), sources, counts, len(vectors))
-    hidden = members @ vectors / counts[:, None]
+    rows, places = _touched(sources, len(vectors))
+    members = _table(np.ones(len(near)), places, counts, len(vectors[rows]))
+    hidden = members @ vectors[rows] / counts[:, None]
     drawn = np.searchsorted(chances, rng.random((len(target), NEGATIVES)))
     asked = np.concatenate([target[:, None], drawn], 1)  # (batch, 1 + negatives)
     scores = np.einsum("bd,bkd->bk", hidden, outputs[asked])
@@ -82,10 +84,21 @@ def _step(
     error[:, 0] += 1
     error[:, 1:][drawn == target[:, None]] = 0
     asking = np.full(len(asked), asked.shape[1])
-    errors = _table(rate * error.ravel(), asked.ravel(), asking, len(outputs))
-    slope = errors @ outputs
-    outputs += errors.T @ hidden
-    vectors += members.T @ slope  # as in gensim, each gets the whole gradient of the mean
+    met, places = _touched(asked.ravel(), len(outputs))
+    errors = _table(rate * error.ravel(), places, asking, len(outputs[met]))
+    slope = errors @ outputs[met]
+    outputs[met] += errors.T @ hidden
+    vectors[rows] += members.T @ slope  # as in gensim, each gets the whole gradient of the mean
+
+
+def _touched(nodes: NDArray[np.int64], count: int) -> tuple[Any, NDArray[np.int64]]:
+    """The rows of a table of `count` nodes that a batch changes, and the place of each node in them.
+
+    All rows where a batch may change most of them: then it is not worth while to look.
+    """
+    if nodes.size > count:
+        return slice(None), nodes
+    return np.unique(nodes, return_inverse=True)
 
 
 def _table(
