@@ -89,8 +89,8 @@ DYNAMIC: dict[str, dict[str, tuple[str, str, str]]] = {
 
 #: Studies of dynamic inference whose results are published, in benchmarks/results/claims.
 PUBLISHED = (
-    "drnet", "exits", "experts", "frames", "glance", "kernels", "pixels", "sequences", "skipping",
-    "textexits", "widths",
+    "drnet", "ekd", "exits", "experts", "frames", "glance", "kernels", "pixels", "sequences",
+    "skipping", "textexits", "widths",
 )  # fmt: skip
 
 DATA = {
