@@ -1133,8 +1133,9 @@ BAD = {
     ),
     "whose target": (
         ["eval", "{run}", "--target-accuracy", "0.9"],
-        "--temper and --save need --cascade",
+        "--target-accuracy, --criterion and --search need --cascade",
     ),
+    "save without": (["eval", "{run}", "--save"], "--save needs --cascade or --temper"),
     "no such target": (
         ["eval", "{run}", "--cascade", "--budget-macs", "10"],
         "no cascade reaches the goal on the 143 validation images (at most 10 MACs an image)",

@@ -47,8 +47,8 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
 def keep_evaluation(run: Path, results: Mapping[str, Any], *, date: str, device: str) -> None:
     """Add an evaluation to a run's evaluations.json, in place of the last one of the same.
 
-    The same are those on equal data, of equal rows, within equal budgets. A cascade that this one did
-    not measure stays. ValueError for a damaged file, OSError if it cannot be written.
+    The same are those on equal data, of equal rows, within equal budgets. A cascade and temperatures
+    that this one did not measure stay. ValueError for a damaged file, OSError if it cannot be written.
     """
     measured = {name: value for name, value in results.items() if name != "fidelity"}
     new: dict[str, Any] = {"date": date, "device": device}
@@ -63,7 +63,7 @@ def keep_evaluation(run: Path, results: Mapping[str, Any], *, date: str, device:
         if before := [
             entry for entry in earlier if same(entry) and entry["costs"].keys() == new["costs"].keys()
         ]:
-            new = {"cascade": before[-1]["cascade"]} | new if "cascade" in before[-1] else new
+            new = {key: before[-1][key] for key in ("cascade", "tempered") if key in before[-1]} | new
         evaluations = [*(entry for entry in earlier if not same(entry)), new]
         write_whole(run / EVALUATIONS, json.dumps({"evaluations": evaluations}, indent=1).encode())
 

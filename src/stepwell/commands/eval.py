@@ -44,6 +44,7 @@ def eval_(
         stepwell eval runs/digits
         stepwell eval runs/photos --data other-photos/ --json
         stepwell eval runs/digits --cascade --target-accuracy 0.97 --save
+        stepwell eval runs/digits --temper --save
         stepwell eval runs/student --fidelity runs/teacher --control runs/student-of-another
         stepwell eval runs/student --fidelity runs/one@20 two.onnx resnet18=three.pth
         stepwell eval runs/digits --fidelity runs/digits
@@ -65,8 +66,9 @@ def eval_(
             right, fitted on the validation part (learned).
         search: how thresholds are found: the best for the goal (the default), or those that give each
             depth a geometric share of the images (MSDNet's baseline).
-        temper: divide the logits of each depth by the temperature that fits the validation part.
-        save: save the cascade in the network's file, for `stepwell predict --cascade`.
+        temper: fit a temperature of each depth on the validation part. Logits are divided by it, so
+            that probabilities are right on average instead of too sure; a cascade decides by these.
+        save: save in the network's file what --cascade and --temper found, for `stepwell predict`.
         bits: of an adder network: also measure it with adder layers of this many bits, such as 8 6 5 4,
             without training. Training images set the ranges.
         fidelity: the teacher, as for `stepwell train distill --teacher`: a run directory or the file of
@@ -82,8 +84,10 @@ def eval_(
             teacher's, for equal architectures; each point gets its own BatchNorm statistics.
     """
     flags = {name: value for name, value in locals().items() if name not in ("run", "json", "module")}
-    if not cascade and (save or temper or {target_accuracy, criterion, search} != {None}):
-        raise ValueError("--target-accuracy, --criterion, --search, --temper and --save need --cascade")
+    if not cascade and {target_accuracy, criterion, search} != {None}:
+        raise ValueError("--target-accuracy, --criterion and --search need --cascade")
+    if save and not (cascade or temper):
+        raise ValueError("--save needs --cascade or --temper: there is nothing else to save")
     if save and module:
         raise ValueError("--save is not for networks with --module: leave one of them out")
     if bits == ():

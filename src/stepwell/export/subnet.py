@@ -21,11 +21,15 @@ CARD = "stepwell.json"
 
 
 def about(net: NestedNet, depth: str) -> dict[str, Any]:
-    """Depth, blocks per stage, class names, input size, mean, std and licence, ready for JSON."""
+    """Depth, blocks per stage, class names, input size, mean, std and licence, ready for JSON.
+
+    Also the depth's temperature, if it has one: logits in the file are not divided by it.
+    """
     card = net.card
     return {
         "depth": depth, "blocks": list(net.depths[depth]), "classes": list(card.classes),
         "size": card.size, "mean": list(card.mean), "std": list(card.std), "licence": card.licence,
+        **({"temperature": card.temperatures[depth]} if depth in card.temperatures else {}),
     }  # fmt: skip
 
 

@@ -30,13 +30,15 @@ NEXT = (
 SECTIONS = [
     f"stepwell.report.{section}" for section in (
         "sections:lead", "systems:notes", "sections:cost_figures", "sections:row_table",
-        "classes:classes_section", "sections:churn", "evaluations:cascade_section",
-        "evaluations:other_evaluations", "sections:run_figures", "fidelity:fidelity_section",
-        "systems:sections", "sections:examples", "sections:facts", "sections:arguments",
+        "classes:classes_section", "sections:churn", "evaluations:tempered_section",
+        "evaluations:cascade_section", "evaluations:other_evaluations", "sections:run_figures",
+        "fidelity:fidelity_section", "systems:sections", "sections:examples", "sections:facts",
+        "sections:arguments",
     )
 ]  # fmt: skip
 #: Tables of what `eval` measures on request, by its key in the results.
 EXTRA: Mapping[str, Callable[..., None]] = {
+    "tempered": lambda tempered, row, noun: tables.show_tempered(tempered, row=row),
     "cascade": tables.show_cascade,
     "adder_bits": lambda bits, row, noun: tables.show_bits(bits, row=row),
     "fidelity": lambda fidelity, row, noun: tables.show_fidelity(fidelity),
@@ -158,6 +160,8 @@ def evaluate_depths(
     networks = fit(pair, parts.test) if fidelity else None
     extra = more(parts)
     results = measure_depths(net, parts.test, kind) | {"data": parts.about} | extra
+    if temper or net.card.temperatures:
+        results["tempered"] = tempered(network, parts, fit=temper, save=save)
     if cascade:
         results["cascade"] = calibrated_cascade(
             network, parts, save, accuracy=target_accuracy, macs=budget_macs, criterion=criterion,
@@ -170,30 +174,60 @@ def evaluate_depths(
     return results
 
 
+def tempered(network: Network, parts: Any, *, fit: bool, save: bool) -> dict[str, dict[str, float]]:
+    """Measure probabilities after division by temperatures, as `measure_tempered` gives them.
+
+    Args:
+        fit: fit them on validation examples, else take those of the network's file.
+        save: save what was fitted in the file.
+    """
+    from stepwell.measure.depths import fit_temperatures, measure_tempered
+
+    net = network.net
+    if fit:
+        found = fit_temperatures(net, validation_of(network, parts, "temperatures fitted"))
+        net.card = replace(net.card, temperatures=found)
+        if save:
+            say(f"saved the temperatures in {save_in_card(network, temperatures=found)}")
+    return measure_tempered(net, parts.test, net.card.temperatures)
+
+
+def validation_of(network: Network, parts: Any, what: str) -> Any:
+    """The validation part; ValueError, which says what would suffer, if there is none."""
+    if parts.validation is None:
+        from stepwell.nets.inputs import INPUTS
+
+        kind = INPUTS[network.net.card.input]
+        raise ValueError(
+            f"there is no validation part that the network was surely not trained on, and {what} on "
+            f"test {kind.noun}s would look better than they are: {kind.aside}"
+        )
+    return parts.validation
+
+
+def save_in_card(network: Network, **facts: Any) -> Path:
+    """Write facts of a network's card into its file, and give the file."""
+    from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
+
+    with rewriting(network.path, net_digest(network.net)) as (file, card):
+        rewrite_card(file, replace(card, **facts))
+    return Path(file)
+
+
 def calibrated_cascade(network: Network, parts: Any, save: bool, **how: Any) -> dict[str, Any]:
     """Calibrate the best cascade on validation images, measure it on test images, and maybe save it.
 
     `how` are the goal, the criterion and the search of `calibrate_cascade`.
     """
     from stepwell.measure.cascade import calibrate_cascade, measure_cascade
-    from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
-    from stepwell.nets.inputs import INPUTS
     from stepwell.nets.nested.cascade import Cascade
 
     net = network.net
-    kind = INPUTS[net.card.input]
-    if parts.validation is None:
-        raise ValueError(
-            "there is no validation part that the network was surely not trained on, and thresholds "
-            f"set on test {kind.noun}s would look better than they are: {kind.aside}"
-        )
-    chosen = calibrate_cascade(net, parts.validation, **how)
+    chosen = calibrate_cascade(net, validation_of(network, parts, "thresholds set"), **how)
     net.card = replace(net.card, cascade=chosen)
     measured = measure_cascade(Cascade.of(net), parts.test)
     if save:
-        with rewriting(network.path, net_digest(net)) as (file, card):
-            rewrite_card(file, replace(card, cascade=chosen))
-        say(f"saved the cascade in {file}")
+        say(f"saved the cascade in {save_in_card(network, cascade=chosen)}")
     return {"validation": chosen, "test": measured}
 
 

@@ -48,6 +48,16 @@ def show_bits(accuracies: Mapping[str, Mapping[str, float]], *, row: str = "dept
     show(table("accuracy by the bits of adder layers, without training", [row, *columns], rows))
 
 
+def show_tempered(tempered: Mapping[str, Mapping[str, float]], *, row: str = "depth") -> None:
+    """Print likelihood and calibration of probabilities after division by temperatures."""
+    rows = [
+        [depth, f"{of['temperature']:.3g}", f"{of['nll']:.3f}", f"{of['ece']:.3f}"]
+        for depth, of in tempered.items()
+    ]
+    columns = [row, "temperature", "NLL", "ECE"]
+    show(table("probabilities of logits divided by the temperature", columns, rows))
+
+
 def show_cascade(cascade: Mapping[str, Any], *, row: str = "depth", noun: str = "image") -> None:
     """Print a cascade's thresholds, accuracy and cost on validation and on test images, or texts."""
     validation, test = cascade["validation"], cascade["test"]

@@ -8,7 +8,8 @@ from torch import Tensor
 from stepwell.cost import costs_of
 from stepwell.data import Batches
 from stepwell.data.tokens import TextBatches
-from stepwell.evaluation import ClassTally, NumberTally, Tally, evaluate, tally
+from stepwell.evaluation import ClassTally, NumberTally, Tally, evaluate, gather_logits, tally
+from stepwell.evaluation.calibration import best_temperature
 from stepwell.measure.mixtures import mixture_record
 from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.inputs import blank_inputs
@@ -73,6 +74,34 @@ def accuracy_on(net: NestedNet, batches: Examples, part: str) -> tuple[dict[str,
         measured = evaluate(logits_where_it_is(net, ready), batches)
     accuracy = {depth: measured[f"{depth}/accuracy"] for depth in ready}
     return accuracy, f"{len(batches.examples)} {part} {batches.examples.NOUN}"
+
+
+def fit_temperatures(net: NestedNet, validation: Examples) -> dict[str, float]:
+    """The temperature of every depth that makes its probabilities likeliest on validation examples."""
+    with in_eval_mode(net):
+        logits, labels = gather_logits(logits_where_it_is(net), validation)
+    return {depth: best_temperature(values, labels) for depth, values in logits.items()}
+
+
+def measure_tempered(
+    net: NestedNet, test: Examples, temperatures: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Likelihood and calibration of every depth whose logits are divided by its temperature.
+
+    Returns:
+        By depth: "temperature", and the "nll" and "ece" of `evaluate`.
+    """
+    predict = logits_where_it_is(net, tuple(temperatures))
+
+    def tempered(inputs: Tensor) -> dict[str, Logits]:
+        return {depth: values / temperatures[depth] for depth, values in predict(inputs).items()}
+
+    with in_eval_mode(net):
+        measured = evaluate(tempered, test)
+    return {
+        depth: {"temperature": temperature} | {m: measured[f"{depth}/{m}"] for m in ("nll", "ece")}
+        for depth, temperature in temperatures.items()
+    }
 
 
 def logits_where_it_is(

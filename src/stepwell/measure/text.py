@@ -16,7 +16,7 @@ from stepwell.data.tokens import TextBatches, Tokenizer, TokenSet
 from stepwell.nets.files.nested import Beside, load_both, save
 from stepwell.nets.nested.cascade import Cascade
 from stepwell.nets.nested.net import NestedNet
-from stepwell.nets.predictions import Answers, Prediction, check_finite
+from stepwell.nets.predictions import Answers, Prediction, check_finite, probabilities
 from stepwell.train_mode import check_eval_mode
 
 #: Kinds of networks in a file's header: of classes, of numbers, and of classes by a recurrent network.
@@ -116,7 +116,8 @@ class TextClassifier:
                 else:
                     logits, depths = by(ids)
                 check_finite(logits)
-                shares, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
+                shares = probabilities(logits, depths, self.net.card)
+                shares, order = shares.sort(dim=1, descending=True, stable=True)
             for row, index in enumerate(batches.indices(position).tolist()):
                 text = in_one_line(texts[index])
                 if self.net.card.numeric:

@@ -165,13 +165,19 @@ def labelled(logits: Tensor, depths: Sequence[str], card: Card, top: int = 1) ->
             "classes: give it a card with its own classes"
         )
     check_finite(logits)
-    values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
+    values, order = probabilities(logits, depths, card).sort(dim=1, descending=True, stable=True)
     rows = zip(values[:, :top].tolist(), order[:, :top].tolist(), depths, strict=True)
     predictions = []
     for shares, indices, depth in rows:
         best = tuple(zip((card.classes[i] for i in indices), shares, strict=True))
         predictions.append(Prediction(None, *best[0], depth=depth, top=best))
     return predictions
+
+
+def probabilities(logits: Tensor, depths: Sequence[str], card: Card) -> Tensor:
+    """Softmax of logits (batch, classes), each over the temperature of the depth that answered."""
+    temperatures = [card.temperatures.get(depth, 1.0) for depth in depths]
+    return (logits / logits.new_tensor(temperatures)[:, None]).softmax(1)
 
 
 def check_finite(logits: Tensor) -> None:

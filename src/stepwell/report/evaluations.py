@@ -1,4 +1,4 @@
-"""The page's sections about later evaluations: a cascade, and everything measured on other data."""
+"""The page's sections about later evaluations: temperatures, a cascade, and other data."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -51,6 +51,24 @@ def cascade_section(record: RunRecord, colours: Mapping[str, str]) -> str:
     return "\n".join(parts)
 
 
+def tempered_section(record: RunRecord, colours: Mapping[str, str]) -> str:
+    """Show likelihood and calibration after division by temperatures; nothing without any."""
+    tempered = as_mapping(record.results.get("tempered"))
+    if not tempered:
+        return ""
+    measures = ("temperature", "nll", "ece")
+    values = {
+        depth: [number(as_mapping(of).get(m)) for m in measures] for depth, of in tempered.items()
+    }
+    rows = [[d, *("–" if v is None else f"{v:.3f}" for v in row)] for d, row in values.items()]
+    text = (
+        f"Temperatures fitted on validation {record.noun}s divide the logits. The likelihood and the "
+        f"calibration error of the probabilities on test {record.noun}s are then:"
+    )
+    head = (record.row, "temperature", "NLL", "ECE")
+    return f"<h3>Tempered probabilities</h3>\n<p>{escape(text)}</p>\n{table(head, rows)}"
+
+
 def _interval(part: Mapping[str, Any]) -> str:
     accuracy, images = number(part.get("accuracy")), number(part.get("images"))
     if accuracy is None or not images:
@@ -74,6 +92,9 @@ def other_evaluations(record: RunRecord, colours: Mapping[str, str]) -> str:
             f"<h4>On {escape(source + budget)}, by {escape(other.row)}</h4>",
             f"<p>{escape(' '.join(filter(None, (text, never_right_note(other)))))}</p>",
             row_table(other, colours).partition("</h3>")[2],
-            cascade_section(other, colours).replace("h3>", "h4>"),
+            *(
+                section(other, colours).replace("h3>", "h4>")
+                for section in (tempered_section, cascade_section)
+            ),
         ]
     return "\n".join(["<h3>Evaluated on other data</h3>", *parts]) if parts else ""
