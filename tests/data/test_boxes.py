@@ -1,10 +1,12 @@
 """Images with boxes: what is read, repaired and refused; and their batches."""
 
 import json
+import os
 import shutil
 import tracemalloc
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,7 +74,7 @@ def with_box(box, **more):
         (with_box([70, 2, 5, 5]), r"train-2.png, \[70, 2, 5, 5\], lies outside of its 64 × 48 pixels"),
         (with_box([20, 2, -5, 5]), r"train-2.png is reversed, \[20, 2, -5, 5\]"),
         (with_box([float("nan"), 2, 5, 5]), r"train-2.png is \[nan, 2, 5, 5\], not four finite"),
-        (with_box([1, 2, 5]), "train-2.png is .* not four finite numbers"),
+        (with_box([1, 2, 5]), "train-2.png is .* not four finite numbers .*: put it"),
         (with_box([1, 2, 5, 5], iscrowd="1"), "train-2.png has iscrowd '1': 0 or 1 is meant"),
         (with_box([1, 2, 5, 5], iscrowd=7), "train-2.png has iscrowd 7: 0 or 1 is meant"),
         ({"annotations": lambda rows: [*rows, None]}, r"entry \d+ of its annotations is None"),
@@ -80,7 +82,7 @@ def with_box(box, **more):
             {"annotations": lambda rows: [row | {"iscrowd": 1} for row in rows]},
             "has crowd regions alone",
         ),
-        (with_box([1, 2, 5, 5], category_id=4), "train-2.png has category 4, which is not listed"),
+        (with_box([1, 2, 5, 5], category_id=4), "train-2.png has category 4, .* listed: put it"),
         (with_box([1, 2, 5, 5], category_id=True), "train-2.png has category True, which is not"),
         (with_box([1, 2, 5, 5], image_id=77), "annotation 99 is of image 77, which is not listed"),
         (again(id=50), "lists image train-1.png .* twice, by its file"),
@@ -262,8 +264,15 @@ def test_copies_of_an_image_stay_in_one_part(root):
     notes = " ".join(parts.notes)
     assert "copies of other images, which count twice: 3, train-2.png of train-1.png" in notes
     same = read(root).subset([0, 1])
-    with pytest.raises(ValueError, match="is the only image, so none can be set aside: add images"):
+    with pytest.raises(ValueError, match="is the only image here, so none can be set aside: add"):
         same.split(0.5)
+
+
+def test_a_name_that_no_json_can_hold_is_refused(root):
+    odd = Path(os.fsdecode(os.fsencode(root / "images") + b"/caf\xe9.png"))
+    shutil.copy(root / "images" / "train-1.png", odd)
+    with pytest.raises(ValueError, match=r"caf\\udce9.png' is no UTF-8, so no json .*: rename it"):
+        read_images(root / "images")
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "I;16", "P", "exif"])
@@ -390,6 +399,7 @@ def test_predictions_made_elsewhere_are_read_by_id_or_by_name(root, tmp_path):
     (folder / "b.json").unlink()
     for wrong, message in (
         (score(image_id=3, score=1.5), "train-3.png has the score 1.5"),
+        (score(image_id=3, score=None), "train-3.png has no score, as predictions need: add scores"),
         (score(image_id=3, category_id=8), "train-3.png has category 8"),
     ):
         (folder / "a.json").write_text(json.dumps([wrong]))

@@ -205,6 +205,21 @@ def test_a_store_that_was_interrupted_goes_on_with_the_same_shards(data, tmp_pat
     assert len(found) == 6
 
 
+def test_a_class_without_a_box_above_its_threshold_is_named_with_its_best_score(data):
+    images = read_images(data / "images", ("Square", "Disc", "Star")).subset(range(2))
+    teacher = module_teacher("two", Guesser(), ["__background__", "Square", "Disc", "Star"], mark="1")
+    categories = merged({"two": teacher.classes})
+    places = [[0, 0, 9, 9], [20, 20, 30, 30], [40, 9, 50, 20]]
+    found = [[Boxes.of(places, [1, 2, 2], [0.9, 0.3, 0.2]), Boxes.of(places[:1], [1], [0.8])]]
+    judge = Judge(["two"], categories, Making(thresholds="fixed", min_score=0.5))
+    judge.settle(images, found)
+    (note,) = judge.made(images, found).notes
+    assert note == (
+        "the teachers' boxes above the thresholds have none of Disc (the best has 0.3, the threshold "
+        "is 0.5), Star (no box of any score)"
+    )
+
+
 def test_labels_have_thresholds_a_band_and_classes_that_nobody_knows(data, teacher):
     images = read_boxes(data / "train.json", data / "images")
     places = [[0, 0, 9, 9], [20, 20, 30, 30], [40, 9, 50, 20]]

@@ -25,9 +25,10 @@ def test_a_resumed_run_clears_its_own_leftovers_and_leaves_an_export_alone(start
         assert [file.exists() for file in (*own, others)] == [False, False, True]
 
 
-def refused(start, **arguments):
+def refused(start, *, phase="train", **arguments):
     with contextlib.suppress(ZeroDivisionError), start(**arguments) as run:
-        run.phase("train")
+        if phase:
+            run.phase(phase)
         _ = 1 / 0
 
 
@@ -36,8 +37,9 @@ def test_a_run_that_is_refused_leaves_nothing(tmp_path):
         return Run.start(out, "recipe", arguments, data={"fingerprint": "a"})
 
     out = tmp_path / "run"
-    refused(start, lr=0)
-    assert not out.exists()
+    for phase in ("train", ""):
+        refused(start, phase=phase, lr=0)
+        assert not out.exists()
     out.mkdir()
     refused(start, lr=0)
     assert {p.name for p in out.iterdir()} <= {"lock"}  # a folder that was there stays

@@ -94,10 +94,15 @@ def _predictions(source: Path, images: BoxSet) -> list[list[Row] | None]:
                 continue
             path = images.files[place]
             score = entry.get("score")
+            if score is None:
+                raise ValueError(
+                    f"{file}: a box of {path.name} has no score, as predictions need: add scores, or "
+                    "give boxes that a person drew as --labels"
+                )
             if not is_number(score) or not 0 <= score <= 1:
                 raise ValueError(
                     f"{file}: a box of {path.name} has the score {score!r:.40}, and scores "
-                    "lie between 0 and 1"
+                    "lie between 0 and 1: put it right, or remove the box"
                 )
             row = row_of(file, path, images.sizes[place], entry, file_names, images.classes)
             rows.setdefault(place, []).append(row._replace(score=float(score)))

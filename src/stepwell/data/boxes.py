@@ -116,8 +116,8 @@ class BoxSet:
         different = [*dict.fromkeys(self.contents)]
         if len(different) < 2:
             raise ValueError(
-                f"{some([f.name for f in self.files])} is the only image, so none can be set aside: "
-                "add images"
+                f"{some([f.name for f in self.files])} is the only image here, so none can be set "
+                "aside: add images; training, validation and test need one each"
             )
         order = torch.randperm(len(different), generator=generator_of(seed_of("aside"))).tolist()
         count = min(max(1, round(fraction * len(different))), len(different) - 1)
@@ -240,6 +240,7 @@ def read_boxes(
     paths = [*listed.values()]
     if not paths:
         raise ValueError(f"{file} lists no image")
+    _check_names(paths)
     check_files(paths)
     upright = [_upright_size(path) for path in paths]
     for path, size, entry in zip(paths, upright, content["images"], strict=True):
@@ -291,6 +292,7 @@ def unlabelled(files: Sequence[Path], classes: Sequence[str] = (), where: Path |
     """Images without labels, in order of `files`; ValueError names bad ones, or `where` without one."""
     if not files:
         raise ValueError(f"{where} holds no image")
+    _check_names(files)
     check_files(files)
     none, count = Boxes.of([], []), len(files)
     sizes = tuple(map(_upright_size, files))
@@ -298,6 +300,18 @@ def unlabelled(files: Sequence[Path], classes: Sequence[str] = (), where: Path |
         tuple(files), tuple(range(1, count + 1)), sizes, (none,) * count, tuple(classes),
         tuple(range(1, len(classes) + 1)), labelled=False,
     )  # fmt: skip
+
+
+def _check_names(files: Sequence[Path]) -> None:
+    """Raise ValueError for a name of other bytes than UTF-8: a json of boxes could not hold it."""
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"the name of image {str(file)!r} is no UTF-8, so no json of boxes can hold it: "
+                "rename it"
+            ) from None
 
 
 def _listed(

@@ -109,7 +109,7 @@ def categories_of(
     ):
         raise ValueError(
             f"{file} has boxes of {some(unknown)}, which no training image has: the classes are "
-            f"{some(list(classes))}"
+            f"{some(list(classes))}; rename them, or remove their boxes"
         )
     return dict(sorted(names.items())), notes
 
@@ -151,14 +151,15 @@ def row_of(
     box = entry.get("bbox")
     if not is_id(category) or category not in names:
         raise ValueError(
-            f"{file}: a box of {path.name} has category {category!r:.40}, which is not listed"
+            f"{file}: a box of {path.name} has category {category!r:.40}, which is not listed: put it "
+            f"right, or list it; the ids under categories are {some(list(names))}"
         )
     if box is None:
         raise ValueError(f"{file}: an annotation of {path.name} has no bbox: add it, or remove it")
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         raise ValueError(
             f"{file}: a box of {path.name} is {box!r:.80}, not four finite numbers [x, y, "
-            "width, height]"
+            "width, height]: put it right, or remove it"
         )
     x, y, width, height = map(float, box)
     shown = f"[{x:g}, {y:g}, {width:g}, {height:g}]"

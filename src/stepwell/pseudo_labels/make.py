@@ -150,7 +150,7 @@ class Judge:
         whole = None if bool(fused.known.all()) else fused.known
         labelled = replace(images, truth=truth, labelled=True, known=whole, notes=())
         record = self._record(predictions, fused, labelled, limits)
-        return Made(labelled, record, tuple(self.notes + self._doubts(labelled)))
+        return Made(labelled, record, tuple(self.notes + self._doubts(labelled, fused)))
 
     def _judgeable(self, images: BoxSet, predictions: Sequence[Boxes]) -> list[Boxes]:
         """The boxes of the classes that the labels tell of: of others nobody knows which are right."""
@@ -263,20 +263,29 @@ class Judge:
                 classes[name] |= {"labelled": true} | known_shares
         return record
 
-    def _doubts(self, made: BoxSet) -> list[str]:
+    def _doubts(self, made: BoxSet, fused: Fused) -> list[str]:
         """Lines about classes without boxes, and pairs of classes that lie on each other."""
         empty = [name for name, count in made.counts.items() if not count]
         covered = self.categories.covers.any(0)
         none = [n for n in empty if covered[self.categories.names.index(n)]]
         notes = []
         if none:
-            notes.append(f"the teachers' boxes above the thresholds have none of {some(none)}")
+            best = [f"{name} ({self._best_of(name, fused)})" for name in none]
+            notes.append(f"the teachers' boxes above the thresholds have none of {some(best)}")
         if len(self.names) > 1 and (pairs := _twins(made, self.categories)):
             notes.append(
                 f"boxes of two classes often lie on each other: {some(pairs)}; map one to the other "
                 "with --rename OLD=NEW if they are one"
             )
         return notes
+
+    def _best_of(self, name: str, fused: Fused) -> str:
+        """Say which score the best box of a class has, and its threshold."""
+        index = self.categories.names.index(name)
+        best = max((float(s) for b in fused.boxes for s in b.scores[b.labels == index]), default=None)
+        if best is None:
+            return "no box of any score"
+        return f"the best has {best:.3g}, the threshold is {float(self.limits[index]):.3g}"
 
 
 def _twins(made: BoxSet, categories: Categories) -> list[str]:

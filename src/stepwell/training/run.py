@@ -116,7 +116,7 @@ class Run:
         """Remove the files and folders of `start` and `phase`."""
         (self.path / "config.json").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a folder that holds something after all
-            for folder in (*self.path.glob("phases/*"), self.path / "phases"):
+            for folder in (*self.path.glob("phases/*"), *self.path.glob("phases")):
                 folder.rmdir()
             if self._made:
                 (self.path / "lock").unlink()
