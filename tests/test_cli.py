@@ -467,6 +467,13 @@ def test_one_bad_image_stops_no_other(stepwell, trained, tmp_path):
     assert len((tmp_path / "o.csv").read_text().splitlines()) == 4
 
 
+def test_a_single_bad_image_is_one_line(stepwell, trained, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    code, out, err = stepwell("predict", trained, tmp_path / "bad.png")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "error: cannot read image" in err
+
+
 def test_many_bad_images_are_counted_and_the_first_are_named(stepwell, trained, tmp_path):
     for i in range(12):
         (tmp_path / f"{i:02}.png").write_text("no image")
@@ -1078,6 +1085,10 @@ BAD = {
     "another run": (
         [*TRAIN, "--lr", "0.7", "--out", "{run}"],
         "holds a run with --lr 0.1, not 0.7",
+    ),
+    "another rate, before any data is read": (
+        [*TRAIN, "--data", "{tmp}/nothing", "--lr", "0.7", "--out", "{run}"],
+        "holds a run with --data digits, not {tmp}/nothing",
     ),
     "more epochs": (
         [*TRAIN, "--epochs", "2", "--out", "{run}"],

@@ -112,6 +112,8 @@ def predict(
         if note:
             say(f"note: {first}{f' and {len(others)} more' if others else ''}: {note}")
     if unreadable := [p for p in predictions if p.error]:
+        if len(predictions) == 1:
+            raise ValueError(unreadable[0].error)
         for p in unreadable[:NAMED]:
             fail(p.error)
         more = f"; the first {NAMED} are named above" if len(unreadable) > NAMED else ""

@@ -14,7 +14,7 @@ from stepwell.recipes import flags
 from stepwell.tasks import text, text_teaching
 from stepwell.tasks.attention_maps import write_maps
 from stepwell.teachers import Frozen
-from stepwell.training import Loop, fit
+from stepwell.training import Loop, check_resumes, fit
 from stepwell.training.optimisation import Optimisation
 
 Start = Literal["pretrained", "teacher"]
@@ -102,6 +102,7 @@ def bert(
     """
     training = text.settled(training)
     arguments = checked(locals())
+    check_resumes("bert", arguments)
     torch.manual_seed(training.seed)
     folder = text_teaching.encoder_folder(teacher)
     splits = text.read_texts_of(data, str(folder), texts)

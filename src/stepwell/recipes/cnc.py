@@ -12,7 +12,7 @@ from stepwell.methods import Supervised
 from stepwell.recipes import flags
 from stepwell.tasks import classification
 from stepwell.tasks.networks import check_networks
-from stepwell.training import Loop, fit
+from stepwell.training import Loop, check_resumes, fit
 from stepwell.training.optim import OptimizerName
 from stepwell.training.optimisation import Smoothed
 
@@ -51,6 +51,7 @@ def cnc(
     """
     init = flags.file_of(init)
     arguments = checked(locals())
+    check_resumes("cnc", arguments)
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net, pictures=pictures, drawn=True)
     check_networks(splits, data)

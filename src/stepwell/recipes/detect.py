@@ -11,7 +11,7 @@ from stepwell.methods import Detection
 from stepwell.recipes import flags
 from stepwell.tasks import detection as kind
 from stepwell.tasks.task import open_task
-from stepwell.training import Loop, fit
+from stepwell.training import Loop, check_resumes, fit
 from stepwell.training.optim import OptimizerName
 from stepwell.training.optimisation import Optimisation
 
@@ -69,6 +69,7 @@ def detect(
     """
     init = flags.file_of(network.init)
     arguments = checked(locals())
+    check_resumes("detect", arguments)
     torch.manual_seed(training.seed)
     parts = kind.read_boxes_of(data, out, boxes)
     detector = kind.start_detector(

@@ -21,7 +21,7 @@ from stepwell.tasks import classification, features
 from stepwell.tasks.generator import with_generated
 from stepwell.tasks.task import Inputs, Task
 from stepwell.teachers import CachedLogits, LogitCache
-from stepwell.training import Loop, fit
+from stepwell.training import Loop, check_resumes, fit
 from stepwell.training.optimisation import Optimisation
 from stepwell.training.run import plain
 
@@ -117,6 +117,7 @@ def distill(
     losses = losses.on(data)
     training = classification.settled(training)
     arguments = checked(locals())
+    check_resumes("distill", arguments)
     _check_cache(cache, losses)
     opened = teacher_images.open(teacher)
     share = ablation.start_from_teacher

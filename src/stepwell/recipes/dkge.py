@@ -15,7 +15,7 @@ from stepwell.kg.state import Encoder, Settings, State
 from stepwell.recipes import flags
 from stepwell.results import read_results
 from stepwell.tasks.links import check_loop, finish_links, measured, read_links
-from stepwell.training import Loop, Run, fit, optimizer_of
+from stepwell.training import Loop, Run, check_resumes, fit, optimizer_of
 from stepwell.training.progress import tell
 
 
@@ -82,6 +82,7 @@ def dkge(
     """
     check_loop(loop)
     arguments = checked(locals())
+    check_resumes("dkge", arguments)
     loop = replace(loop, device="cpu")
     links = read_links(triples, valid, test)
     with Run.start(out, "dkge", arguments, data=links.about) as run:

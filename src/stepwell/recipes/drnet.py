@@ -32,7 +32,7 @@ from stepwell.nets.resolution.chooser import Choice, Chooser, ResolutionNet, dou
 from stepwell.nets.resolution.resolutions import Resolutions, check_sizes
 from stepwell.recipes import flags
 from stepwell.tasks import choices, classification
-from stepwell.training import Loop, fit, optimizer_of
+from stepwell.training import Loop, check_resumes, fit, optimizer_of
 from stepwell.training.optim import Optim
 from stepwell.training.optimisation import Smoothed
 
@@ -153,6 +153,7 @@ def drnet(
     arguments = checked(locals())
     images = replace(images, size=choosing.image_size(images.size))
     arguments["size"] = images.size
+    check_resumes("drnet", arguments)
     torch.manual_seed(training.seed)
     refuse_adders(net, "networks that choose resolutions")
     splits = classification.read_splits(data, out, images, net)

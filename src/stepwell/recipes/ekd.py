@@ -19,7 +19,7 @@ from stepwell.recipes import flags
 from stepwell.recipes.full_net_watch import OnDrop, watch_full_net
 from stepwell.tasks import task_of
 from stepwell.teachers import Frozen
-from stepwell.training import Loop, fit
+from stepwell.training import Loop, check_resumes, fit
 from stepwell.training.optimisation import Smoothed
 from stepwell.training.progress import tell
 
@@ -138,6 +138,7 @@ def ekd(
     network = replace(network, init=init, depths=depths)
     training = task_of(data, network.net).settled(training)
     arguments = checked(locals())
+    check_resumes("ekd", arguments)
     kind = task_of(data, network.net)
     _check_teacher(training.schedule, teaching)
     opened = teaching.open(teaching.teacher) if teaching.teacher else None

@@ -15,7 +15,7 @@ from stepwell.methods import EmbeddedKD, ExitHeads, Supervised
 from stepwell.nets.nested.net import NestedNet
 from stepwell.recipes import flags
 from stepwell.tasks import task_of
-from stepwell.training import Loop, fit
+from stepwell.training import Loop, check_resumes, fit
 from stepwell.training.optimisation import Smoothed
 from stepwell.training.progress import tell
 
@@ -96,6 +96,7 @@ def exits(
     init = flags.file_of(init)
     training = task_of(data, net).settled(training)
     arguments = checked(locals())
+    check_resumes("exits", arguments)
     check_search(ending.criterion, ending.search)
     kind = task_of(data, net)
     torch.manual_seed(training.seed)

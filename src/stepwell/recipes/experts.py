@@ -11,7 +11,7 @@ from stepwell.nets.decisions.experts import Router
 from stepwell.recipes import flags
 from stepwell.recipes.mixtures import train_mixture
 from stepwell.tasks import classification
-from stepwell.training import Loop
+from stepwell.training import Loop, check_resumes
 from stepwell.training.optimisation import Smoothed
 
 
@@ -64,6 +64,7 @@ def experts(
     init = flags.file_of(init)
     training = classification.settled(training)
     arguments = checked(locals())
+    check_resumes("experts", arguments)
     if not net.startswith(("vit", "timm/")):
         raise ValueError(
             f"--net {net}: experts take the place of a transformer's MLPs: name a ViT (vit6)"

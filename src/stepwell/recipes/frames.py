@@ -12,7 +12,7 @@ from stepwell.nets.families.glance import FRAMES
 from stepwell.recipes import flags
 from stepwell.tasks import classification
 from stepwell.tasks.looking import Looking, LookingAblation, learn_to_look, start_glances
-from stepwell.training import Loop
+from stepwell.training import Loop, check_resumes
 from stepwell.training.optimisation import Smoothed
 
 
@@ -46,6 +46,7 @@ def frames(
         raise ValueError("--flip: a mirrored clip would have its frames in another order; leave it out")
     images = replace(images, flip=False)
     arguments = checked(locals())
+    check_resumes("frames", arguments)
     flags.require_resnet(net, "a ResNet looks at each frame")
     torch.manual_seed(training.seed)
     name = f"{FRAMES}{net}/{looking.glances}"

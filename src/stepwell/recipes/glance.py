@@ -11,7 +11,7 @@ from stepwell.nets.families.glance import CROPS
 from stepwell.recipes import flags
 from stepwell.tasks import classification
 from stepwell.tasks.looking import Looking, LookingAblation, learn_to_look, start_glances
-from stepwell.training import Loop
+from stepwell.training import Loop, check_resumes
 from stepwell.training.optimisation import Smoothed
 
 
@@ -51,6 +51,7 @@ def glance(
     init = flags.file_of(init)
     training = classification.settled(training)
     arguments = checked(locals())
+    check_resumes("glance", arguments)
     flags.require_resnet(net, "a ResNet looks at each glance")
     torch.manual_seed(training.seed)
     name = f"{CROPS}{net}/{looking.glances}"

@@ -12,7 +12,7 @@ from stepwell.nets.decisions.kernels import Routing
 from stepwell.recipes import flags
 from stepwell.recipes.mixtures import train_mixture
 from stepwell.tasks import classification
-from stepwell.training import Loop
+from stepwell.training import Loop, check_resumes
 from stepwell.training.optimisation import Smoothed
 
 #: The temperature falls in the first epochs, of a short training in this share of it.
@@ -56,6 +56,7 @@ def kernels(
     init = flags.file_of(init)
     training = classification.settled(training)
     arguments = checked(locals())
+    check_resumes("kernels", arguments)
     refuse_adders(net, "networks that mix kernels")
     flags.require_resnet(net, "kernels are mixed in residual blocks")
     assert training.epochs is not None

@@ -23,7 +23,7 @@ from stepwell.recipes import flags
 from stepwell.recipes.graft_phases import Schedule, Stages, learn
 from stepwell.tasks import classification
 from stepwell.teachers import Frozen, OpenTeacher
-from stepwell.training import Loop
+from stepwell.training import Loop, check_resumes
 from stepwell.training.optimisation import Optimisation
 
 #: Images per class that are drawn from the training part by default.
@@ -141,6 +141,7 @@ def netgraft(
         shots=images.shots if images.unlabeled else images.shots or SHOTS,
     )  # fmt: skip
     arguments |= {"data": data, "size": images.size, "shots": images.shots, "val_fraction": 0.0}
+    check_resumes("netgraft", arguments)
     torch.manual_seed(training.seed)  # the student's, and not before: opening draws numbers, too
     splits = classification.read_splits(data, out, images)
     network = _shrunk(source, depth, keep, stem) if keep else student

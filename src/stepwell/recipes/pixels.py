@@ -11,7 +11,7 @@ from stepwell.methods.pixels import Pixels
 from stepwell.nets.build import refuse_adders
 from stepwell.recipes import flags
 from stepwell.tasks import classification, gating
-from stepwell.training import Loop, fit
+from stepwell.training import Loop, check_resumes, fit
 from stepwell.training.optimisation import Smoothed
 
 KIND = "pixels"
@@ -67,6 +67,7 @@ def pixels(
     init = flags.file_of(init)
     training = classification.settled(training)
     arguments = checked(locals())
+    check_resumes("pixels", arguments)
     refuse_adders(net, "networks with masks")
     flags.require_resnet(net, "masks are for residual blocks")
     torch.manual_seed(training.seed)

@@ -13,7 +13,7 @@ from stepwell.nets.build import ADDER
 from stepwell.ops.adder import Gradient
 from stepwell.recipes import flags
 from stepwell.tasks import adders, classification
-from stepwell.training import Loop, fit
+from stepwell.training import Loop, check_resumes, fit
 from stepwell.training.local_rates import LOCAL_RATE, with_local_rates
 from stepwell.training.optimisation import Optimisation
 
@@ -90,6 +90,7 @@ def pkkd(
     """
     training = classification.settled(training)
     arguments = checked(locals())
+    check_resumes("pkkd", arguments)
     if adding.local_rate and ablation.gradient_factor != 1:
         raise ValueError("gradient_factor is for local_rate=0: the local rate sets the gradients' size")
     if adding.local_rate not in (0, LOCAL_RATE) and training.optimizer != "sgd":

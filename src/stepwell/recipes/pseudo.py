@@ -16,7 +16,7 @@ from stepwell.recipes.detect import DetectorNetwork, DetectorTraining
 from stepwell.tasks import detection, pseudo_sources
 from stepwell.tasks import pseudo as kind
 from stepwell.tasks.task import open_task
-from stepwell.training import Loop, fit
+from stepwell.training import Loop, check_resumes, fit
 
 _IMAGES = "folder of images; one with val.json or test.json is measured on these."
 _BOX_TEACHERS = (
@@ -104,6 +104,7 @@ def pseudo(
     """
     init = flags.file_of(network.init)
     arguments = checked(locals())
+    check_resumes("pseudo", arguments)
     detection.check_extra()
     pseudo_sources.check_store(making.store, data)
     sources = pseudo_sources.open_sources(

@@ -18,7 +18,7 @@ from stepwell.nets.nested.net import NestedNet
 from stepwell.recipes import flags
 from stepwell.tasks import text
 from stepwell.tasks.measuring import Measured
-from stepwell.training import Loop, fit
+from stepwell.training import Loop, check_resumes, fit
 from stepwell.training.optim import OptimizerName
 from stepwell.training.optimisation import Smoothed
 
@@ -85,6 +85,7 @@ def sequences(
             word vectors are used.
     """
     arguments = checked(locals())
+    check_resumes("sequences", arguments)
     if texts.regression:
         raise ValueError("--regression: sequences have classes; train ekd predicts numbers at depths")
     torch.manual_seed(training.seed)

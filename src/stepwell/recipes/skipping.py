@@ -12,7 +12,7 @@ from stepwell.methods.skipping import Skipping
 from stepwell.nets.build import refuse_adders
 from stepwell.recipes import flags
 from stepwell.tasks import classification, gating
-from stepwell.training import Loop, fit
+from stepwell.training import Loop, check_resumes, fit
 from stepwell.training.optimisation import Smoothed
 
 Method = Literal["aig", "skipnet"]
@@ -77,6 +77,7 @@ def skipping(
     init = flags.file_of(init)
     training = classification.settled(training)
     arguments = checked(locals())
+    check_resumes("skipping", arguments)
     if gates.method == "skipnet" and gates.target != Gates().target:
         raise ValueError("--target is for --method aig: SkipNet's reward decides how many blocks run")
     refuse_adders(net, "networks with gates")

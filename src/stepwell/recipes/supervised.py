@@ -12,7 +12,7 @@ from stepwell.flags import Flags, Hidden, Together, checked
 from stepwell.methods import Supervised
 from stepwell.recipes import flags
 from stepwell.tasks import task_of
-from stepwell.training import Loop, fit
+from stepwell.training import Loop, check_resumes, fit
 from stepwell.training.optimisation import Smoothed
 
 
@@ -49,6 +49,7 @@ def supervised(
     init = flags.file_of(init)
     training = task_of(data, net).settled(training)
     arguments = checked(locals())
+    check_resumes("supervised", arguments)
     kind = task_of(data, net)
     torch.manual_seed(training.seed)
     splits = kind.read_splits(data, out, images, net, texts, pictures)

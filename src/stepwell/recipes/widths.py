@@ -19,7 +19,7 @@ from stepwell.nets.files.widths import load_widths, save_widths
 from stepwell.nets.nested.widths import width_name
 from stepwell.recipes import flags
 from stepwell.tasks import choices, classification
-from stepwell.training import Loop, fit, optimizer_of
+from stepwell.training import Loop, check_resumes, fit, optimizer_of
 from stepwell.training.optimisation import Smoothed
 
 
@@ -96,6 +96,7 @@ def widths(
     init = flags.file_of(init)
     training = classification.settled(training)
     arguments = checked(locals())
+    check_resumes("widths", arguments)
     torch.manual_seed(training.seed)
     splits = classification.read_splits(data, out, images, net)
     size, classes = splits.train.size, splits.train.classes

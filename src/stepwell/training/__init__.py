@@ -3,6 +3,6 @@
 from stepwell.training.fit import fit
 from stepwell.training.loop import Loop
 from stepwell.training.optim import Optim, optimizer_of, sgd
-from stepwell.training.run import Run
+from stepwell.training.run import Run, check_resumes
 
-__all__ = ["Loop", "Optim", "Run", "fit", "optimizer_of", "sgd"]
+__all__ = ["Loop", "Optim", "Run", "check_resumes", "fit", "optimizer_of", "sgd"]

@@ -93,7 +93,7 @@ class Run:
         }  # fmt: skip
         try:
             if file.exists() and _has_begun(out):
-                _check_same(read_json(file, "put it right, or use another --out"), config, out)
+                _check_same(_read_config(out), config, out)
             elif lock is not None:
                 write_whole(file, json.dumps(config, indent=1).encode())
         except BaseException:
@@ -164,7 +164,40 @@ def _in_words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def check_resumes(recipe: str, arguments: Mapping[str, Any]) -> None:
+    """Check, before any data is read, that a run in the `out` of `arguments` can be resumed with them.
+
+    ValueError if it is of another recipe or has other arguments. `Run.start` checks the data as well.
+    """
+    out = Path(arguments["out"])
+    if (out / "config.json").exists() and _has_begun(out):
+        _check_arguments(_read_config(out), {"recipe": recipe, "arguments": plain(arguments)}, out)
+
+
+def _read_config(out: Path) -> Any:
+    return read_json(out / "config.json", "put it right, or use another --out")
+
+
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> None:
+    _check_arguments(old, new, out)
+    for key in ("data", "teacher"):
+        both = (old[key], new[key])
+        then, now_ = (x if isinstance(x, dict) else {key: x} for x in both)
+        if differing := [k for k in {**then, **now_} if not _alike(then, now_, k)]:
+            changes = ", ".join(f"{k} was {then.get(k)} and is {now_.get(k)}" for k in differing)
+            raise ValueError(f"{out} holds a run on other {key} ({changes}): use another --out")
+    earlier = {"devices": 1} | dict(old)  # older runs do not record it
+    for key in ("versions", "commit", "device", "devices", "threads"):
+        unknown = key == "commit" and None in (earlier.get(key), new[key])  # outside of git
+        if earlier.get(key) != new[key] and not unknown:
+            warnings.warn(
+                f"{out} was started with {key} {earlier.get(key)}, now {new[key]}: the result may "
+                "differ from an uninterrupted run's in the last bits",
+                stacklevel=3,
+            )
+
+
+def _check_arguments(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> None:
     if missing := [key for key in ("recipe", "arguments", "data", "teacher") if key not in old]:
         remedy = "put it right, or use another --out"
         raise damaged(out / "config.json", f"it does not say its {missing[0]}", remedy)
@@ -185,21 +218,6 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
             raise ValueError(
                 f"{out} holds a run with --{flag} {_in_words(before.get(name))}, not "
                 f"{_in_words(now.get(name))}: {remedy}"
-            )
-    for key in ("data", "teacher"):
-        both = (old[key], new[key])
-        then, now_ = (x if isinstance(x, dict) else {key: x} for x in both)
-        if differing := [k for k in {**then, **now_} if not _alike(then, now_, k)]:
-            changes = ", ".join(f"{k} was {then.get(k)} and is {now_.get(k)}" for k in differing)
-            raise ValueError(f"{out} holds a run on other {key} ({changes}): use another --out")
-    earlier = {"devices": 1} | dict(old)  # older runs do not record it
-    for key in ("versions", "commit", "device", "devices", "threads"):
-        unknown = key == "commit" and None in (earlier.get(key), new[key])  # outside of git
-        if earlier.get(key) != new[key] and not unknown:
-            warnings.warn(
-                f"{out} was started with {key} {earlier.get(key)}, now {new[key]}: the result may "
-                "differ from an uninterrupted run's in the last bits",
-                stacklevel=3,
             )
 
 

@@ -141,13 +141,15 @@ def _cells(line: str, mark: str | None, number: int) -> list[str]:
         if known and len(ends.split(mark)) == 2:
             weight = re.search(r"['\"]weight['\"]: *([^,}]*)", known[0])
             line = f"{ends}{mark or ' '}{weight[1] if weight else 1}"
+    if line.count('"') % 2:
+        raise ValueError(f"line {number}: a double quote is not closed")
     if '"' not in line:
         cells = line.split(mark)
     elif mark is None:
         cells = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
     else:
         try:
-            (cells,) = csv.reader([line], delimiter=mark, skipinitialspace=True)
+            (cells,) = csv.reader([line], delimiter=mark, skipinitialspace=True, strict=True)
         except csv.Error as error:
             raise ValueError(f"line {number}: {error}") from error
     if mark is None and ("," in line or ";" in line) and any(c[-1:] in (",", ";") for c in cells[:2]):
