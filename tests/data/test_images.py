@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 import shutil
 
@@ -202,6 +204,24 @@ def test_one_message_names_what_is_bad_in_all_parts(image_folder, tmp_path, monk
     with pytest.raises(
         ValueError, match=rf"3 class folders hold no image \(\.bmp.*\), {empty}: fill or remove"
     ):
+        load_images(str(root))
+    (root / "val" / "zebra" / "notes.txt").write_text("")
+    told = "files in them that are no images: 1, such as notes.txt"
+    with pytest.raises(ValueError, match=told):
+        load_images(str(root))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(image_folder, monkeypatch):
+    root = image_folder(("a", "b"), 2, (8, 8))
+    list_folder = os.scandir
+
+    def scandir(place):
+        if str(place).endswith("b"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+        return list_folder(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match=r"folder .*b cannot be read \(Permission denied\): change"):
         load_images(str(root))
 
 

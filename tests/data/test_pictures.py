@@ -529,6 +529,10 @@ def test_loops_copies_and_size_obey_the_flags():
         Pictures(channels=("counts", "span")).check()
     with pytest.raises(ValueError, match="--window 0: must be 1 or more"):
         Pictures(window=0).check()
+    with pytest.raises(ValueError, match="--dimensions 1: these channels show 2 axes, so 2 or more"):
+        Pictures(dimensions=1).check()
+    with pytest.raises(ValueError, match="--dimensions 2: these channels show 3 axes, so 3 or more"):
+        Pictures(dimensions=2, channels=("counts", "counts13", "counts23")).check()
     with pytest.raises(ValueError, match="at most 100,000 nodes"):
         Pictures(walks=10**6).check()
     with pytest.raises(ValueError, match="--window 900 on walks of .* at most 100,000 pairs"):
@@ -753,7 +757,7 @@ def test_groups_stay_whole(tmp_path):
     with pytest.raises(ValueError, match="names no group of"):
         load_images(str(root))
     (root / "groups.tsv").write_text("a\n")
-    with pytest.raises(ValueError, match=r"groups.tsv, line 1: two columns"):
+    with pytest.raises(ValueError, match=r"groups.tsv, line 1: two columns with a tab"):
         load_images(str(root))
     with pytest.raises(ValueError, match="class 'b' has one group only"):
         set_aside(np.array(["x", "y", "y"]), np.array([0, 0, 1]), ("a", "b"), 0.2)
@@ -927,3 +931,11 @@ def test_word2vec_learns_the_vectors_of_gensim(cbow):
     one, other = (pdist(x) for x in (ours, theirs))
     assert np.corrcoef(one, other)[0, 1] > 0.8  # two seeds of gensim: 0.85 and 0.93
     assert one.mean() == pytest.approx(other.mean(), rel=0.05)
+
+
+@pytest.mark.parametrize("head", ["", "source,target\n"])
+def test_as_many_edges_as_max_edges_are_read_and_no_more(head):
+    lines = "".join(f"{i},{i + 1}\n" for i in range(5))
+    assert parse_network((head + lines).encode(), ".csv", HOW | {"max_edges": 5}).edges == 5
+    with pytest.raises(ValueError, match="more than 4 edges: train with a higher --max-edges"):
+        parse_network((head + lines).encode(), ".csv", HOW | {"max_edges": 4})

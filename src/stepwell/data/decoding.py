@@ -139,9 +139,19 @@ def read_image(source: Source, size: int) -> UInt8[Tensor, "3 {size} {size}"]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file below `folder`, sorted by path, without hidden files and folders."""
+    """Every file below `folder`, sorted by path, without hidden files and folders.
+
+    ValueError for a folder that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(
+            f"folder {error.filename} cannot be read ({error.strerror}): change its permissions, or "
+            "remove it"
+        )
+
     paths = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(place, name) for name in files if not name.startswith(".")]
     return sorted(paths)

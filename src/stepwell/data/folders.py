@@ -177,6 +177,8 @@ def _class_files(
     wrong = [f"class folder {empty[0]} holds no {what}: fill or remove it"] if empty else []
     if len(empty) > 1:
         wrong = [f"{len(empty)} class folders hold no {what}, {some(empty)}: fill or remove them"]
+    if others := [file for folder in empty for file in form.others(folder)]:
+        wrong.append(f"files in them that are no {form.NOUN}s: {len(others)}, such as {others[0].name}")
     try:
         form.check([path for part in parts for files in part.values() for path in files])
     except ValueError as error:

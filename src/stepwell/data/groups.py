@@ -31,7 +31,9 @@ def read_groups(root: Path) -> dict[Path, str]:
             continue
         name, tab, group = line.partition("\t")
         if not tab or not group.strip() or "\t" in group:
-            raise ValueError(f"{file}, line {number}: two columns are needed, file and group")
+            raise ValueError(
+                f"{file}, line {number}: two columns with a tab between are needed, file and group"
+            )
         if root / name in groups:
             raise ValueError(f"{file}, line {number}: {name} is there twice")
         groups[root / name] = group.strip()

@@ -134,7 +134,7 @@ def parts_for(
     if same and not known:
         raise ValueError(
             f"{data} has changed since the network was trained on it, so its test part may hold "
-            "images of the training: name data to measure on with --data"
+            f"{noun}s of the training: name data to measure on with --data"
         )
     classes = splits.test.classes
     if classes != card.classes:

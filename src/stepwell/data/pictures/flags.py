@@ -62,6 +62,11 @@ class Pictures:
             )
         if self.dimensions > MOST_DIMENSIONS:
             raise ValueError(f"--dimensions {self.dimensions}: at most {MOST_DIMENSIONS}")
+        axes = 3 if {"counts13", "counts23"} & {*self.channels} else 2
+        if self.dimensions < axes:
+            raise ValueError(
+                f"--dimensions {self.dimensions}: these channels show {axes} axes, so {axes} or more"
+            )
         if len(self.channels) not in (1, 3):
             raise ValueError(
                 f"--channels {' '.join(self.channels)}: name one for a grey picture, or three"

@@ -97,7 +97,8 @@ def walks(network: Network, each: int, length: int, rng: np.random.Generator) ->
     if each * length * len(starts) > MOST_STEPS:
         raise ValueError(
             f"{each} walks of {length} nodes from each of {len(starts):,} are more than {MOST_STEPS:,} "
-            "steps: train with fewer --walks"
+            f"steps, so at most {MOST_STEPS // (each * length):,} nodes can be drawn: train with fewer "
+            "--walks for larger networks"
         )
     weights = network.relative
     even = bool((weights == weights[0]).all())

@@ -65,8 +65,8 @@ def read_edge_list(content: bytes, mark: str | None, most: int) -> Lines:
         elif line.strip():
             numbers.append(number)
             lines.append(line)
-            if len(lines) > most + 1:
-                raise ValueError(f"more than {most:,} edges: train with a higher --max-edges")
+            if len(lines) > most + 1:  # one line may be a header
+                raise ValueError(_too_many(most))
     if mark == "?":
         mark = next((m for m in ("\t", ",") if lines and m in lines[0]), None)
     # columns instead of rows: a list for each line would keep Python's garbage collector busy
@@ -83,6 +83,8 @@ def read_edge_list(content: bytes, mark: str | None, most: int) -> Lines:
     if usual or guessed:
         for column in (numbers, sources, targets, last, widths):
             del column[0]
+    if len(numbers) > most:
+        raise ValueError(_too_many(most))
     for number, width, *ends in zip(numbers, widths, sources, targets, strict=True):
         _check_columns(number, width, widths[0], ends, mark)
     weights = None
@@ -90,6 +92,10 @@ def read_edge_list(content: bytes, mark: str | None, most: int) -> Lines:
         weights = [weight_of(text, f"line {n}") for text, n in zip(last, numbers, strict=True)]
     alone = head.alone({*sources, *targets}, most)
     return Lines(sources, targets, weights, alone, head.directed, guessed)
+
+
+def _too_many(most: int) -> str:
+    return f"more than {most:,} edges: train with a higher --max-edges"
 
 
 class _Head:
