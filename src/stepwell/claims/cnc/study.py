@@ -137,8 +137,9 @@ ACCURACIES = [
     Column("fields/balanced_accuracy", "fields, balanced"), Column("mean/accuracy", "mean of four"),
 ]  # fmt: skip
 CHANGES = [
-    *(Column(f"{kind}: {name}/recall", f"{kind}, {name}") for kind in ("m 2", "m 8", "-20% edges")
-      for name in ("ba", "ws")),
+    *(Column(f"{kind}: {name}/recall", f"{kind}, {name}")
+      for kind in ("0.5 × nodes", "1.5 × nodes", "m 2", "m 8", "-20% edges") for name in ("ba", "ws")),
+    *(Column(f"p {rate}: ws/recall", f"rewired {rate}, ws") for rate in ("0.3", "0.6", "1")),
     Column("copies/same", "copies alike"), Column("copies/cells", "changed cells", form=".4f"),
 ]  # fmt: skip
 
