@@ -933,6 +933,11 @@ def test_word2vec_learns_the_vectors_of_gensim(cbow):
     assert one.mean() == pytest.approx(other.mean(), rel=0.05)
 
 
+def test_a_quote_inside_of_a_name_is_a_character():
+    for suffix, line in ((".edges", b'a 5"\n'), (".tsv", b'a\t5"\n'), (".edges", b'"a b" "5"\n')):
+        assert parse_network(line, suffix, HOW).edges == 1
+
+
 @pytest.mark.parametrize("head", ["", "source,target\n"])
 def test_as_many_edges_as_max_edges_are_read_and_no_more(head):
     lines = "".join(f"{i},{i + 1}\n" for i in range(5))

@@ -78,7 +78,9 @@ def test_files_without_temperatures_stay_as_they_were(net):
         net.card = before
 
 
-@pytest.mark.parametrize("wrong", [{"8": 0}, {"8": -1.0}, {"8": float("nan")}, {"8": "hot"}, [1.0]])
+@pytest.mark.parametrize(
+    "wrong", [{"8": 0}, {"8": -1.0}, {"8": 1e-300}, {"8": float("nan")}, {"8": "hot"}, [1.0]]
+)
 @pytest.mark.usefixtures("untyped")
 def test_a_card_refuses_temperatures_that_divide_nothing(wrong):
     with pytest.raises(ValueError, match="a network's card cannot have temperatures"):

@@ -76,7 +76,7 @@ class Card:
             ),
             "drawing": not isinstance(self.drawing, Mapping),
             "temperatures": not isinstance(self.temperatures, Mapping)
-            or not all(_is_number(t) and t > 0 for t in self.temperatures.values()),
+            or not all(_is_number(t) and 1e-3 <= t <= 1e3 for t in self.temperatures.values()),
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
             raise ValueError(f"a network's card cannot have {name} {getattr(self, name)!r:.60}")

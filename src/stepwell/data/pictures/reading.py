@@ -17,6 +17,8 @@ HEADER = {
 WEIGHTS = {"weight", "value"}
 #: Words for the marks between columns.
 MARKS = {None: "blanks", "\t": "tabs", ",": "commas"}
+#: What is wrong with a line.
+OPEN = "a double quote is not closed"
 #: Words in a head, "# directed weighted nodes=9".
 DIRECTIONS = {
     "directed": True, "directed=true": True, "undirected": False, "directed=false": False,
@@ -147,17 +149,19 @@ def _cells(line: str, mark: str | None, number: int) -> list[str]:
         if known and len(ends.split(mark)) == 2:
             weight = re.search(r"['\"]weight['\"]: *([^,}]*)", known[0])
             line = f"{ends}{mark or ' '}{weight[1] if weight else 1}"
-    if line.count('"') % 2:
-        raise ValueError(f"line {number}: a double quote is not closed")
     if '"' not in line:
         cells = line.split(mark)
     elif mark is None:
-        cells = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
+        words = re.findall(r'"[^"]*"|\S+', line)
+        if any(word[0] == '"' and (word[-1] != '"' or len(word) == 1) for word in words):
+            raise ValueError(f"line {number}: {OPEN}")
+        cells = [word.strip('"') for word in words]
     else:
         try:
             (cells,) = csv.reader([line], delimiter=mark, skipinitialspace=True, strict=True)
         except csv.Error as error:
-            raise ValueError(f"line {number}: {error}") from error
+            what = OPEN if "end of data" in str(error) else error
+            raise ValueError(f"line {number}: {what}") from error
     if mark is None and ("," in line or ";" in line) and any(c[-1:] in (",", ";") for c in cells[:2]):
         raise ValueError(f"line {number}: commas between columns: name the file .csv, or take them out")
     return cells
