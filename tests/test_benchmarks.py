@@ -60,6 +60,7 @@ def ran(command, **_):
 #: the same code on less.
 LONG = (
     "adder",
+    "detection",
     "dynamic",
     "dynamic_graphs",
     "dynamic_places",

@@ -192,6 +192,7 @@ def test_the_first_phase_alone_is_always_at_full_size(tmp_path, capsys):
     assert "depth 8: " in capsys.readouterr().err  # no price to set: its depths fit budgets
 
 
+@pytest.mark.long
 def test_the_doubt_of_the_cheapest_choice_may_decide(tmp_path):
     out = tmp_path / "run"
     results = train("drnet", out=out, schedule="doubt", gate_fraction=0.25, **FEW)

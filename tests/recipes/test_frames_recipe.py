@@ -35,6 +35,7 @@ def test_a_run_looks_at_frames(trained):
     assert stepwell.load(out).card.drawing == {"format": "clip", "frames": 4}
 
 
+@pytest.mark.long
 def test_every_command_takes_the_run(trained, tmp_path, capsys):
     out, results = trained
     clip = write_clip(tmp_path / "c.gif", [Image.new("RGB", (8, 8), (v,) * 3) for v in (9, 99, 200)])

@@ -53,6 +53,7 @@ def test_a_run_has_both_rows_and_all_numbers(trained):
     assert train("pixels", out=out, target=0.4, **FEW) == results
 
 
+@pytest.mark.long
 def test_every_command_takes_the_run(trained, tmp_path, capsys, image_folder):
     out, results = trained
     pictures = image_folder(("a",), 3, (8, 8))
