@@ -4,6 +4,7 @@ from itertools import count
 
 import pytest
 
+from stepwell.claims import deep
 from stepwell.claims.ekd import ARMS, PRIMARY, STUDY
 from stepwell.claims.kit.judging import judge
 from stepwell.recipes.ekd import Losses, Training
@@ -90,3 +91,32 @@ def test_the_nested_arms_are_the_default_recipe():
         assert ARMS[arm].scaled == {"nest_epochs": 1.0}  # as --epochs
     assert (Training.schedule, Training.nest_epochs) == ("two-phase", None)
     assert (Losses.attention, Losses.full_weight) == (0.0, None)
+
+
+def test_the_deep_study_asks_the_same_of_another_network():
+    depths, nested = ("8", "20", "32", "56"), "8 < 20 < 32 < 56, nested"
+    number = count(1)
+    results = {
+        arm: {0: {"test": {f"{d}/accuracy": next(number) ** 0.5 / 100 for d in depths},
+                  "costs": {d: {"macs": next(number)} for d in depths},
+                  "seconds": 1.0, "cpu_seconds": next(number) ** 0.5}}
+        for arm in deep.ARMS
+    }  # fmt: skip
+
+    def points(arm, depth):
+        return 100 * results[arm][0]["test"][f"{depth}/accuracy"]
+
+    judged = {claim["id"]: claim["difference"]["mean"] for claim in judge(deep.STUDY, results)}
+    for claim, rival in (("better-than-offline", OFFLINE), ("teaching-pays", f"{nested}, labels only")):
+        gains = {d: points(nested, d) - points(rival.format(d), d) for d in depths}
+        assert judged[claim] == pytest.approx(min(sum(gains.values()) / 4, gains["8"] - 0.5))
+    full = points(nested, "56")
+    against = (points(f"{nested}, labels only", "56") - 0.5, points("56 alone", "56") + 1.0)
+    assert judged["full-net-unharmed"] == pytest.approx(min(full - other for other in against))
+    arms = deep.ARMS[nested].arguments, deep.ARMS[f"{nested}, labels only"].arguments
+    assert arms[0]["depths"] == arms[1]["depths"] == ("8=1,1,1", "20=3,3,3", "32=5,5,5")
+    assert (arms[0]["net"], deep.ARMS["20, offline KD"].arguments["student"]) == (
+        "resnet56",
+        "resnet20",
+    )
+    assert deep.STUDY.common["mix"] == "mixup"

@@ -6,6 +6,8 @@
 CLAIMS: dict[str, tuple[str, str]] = {
     "ekd": ("stepwell.claims.ekd:STUDY",
             "nested depths with embedded distillation against training alone and offline"),
+    "deep": ("stepwell.claims.deep:STUDY",
+             "the same where depth matters: ResNet-56, more images, more epochs"),
     "ablation": ("stepwell.claims.ablation:STUDY",
                  "schedules and parts of embedded distillation: the first study of nested depths"),
     "bert": ("stepwell.claims.bert.study:STUDY",
