@@ -13,7 +13,7 @@ import stepwell
 from stepwell import cli
 from stepwell.data import Batches, ImageSet
 from stepwell.export.subnet import about
-from stepwell.measure.depths import fit_temperatures, logits_where_it_is, measure_tempered
+from stepwell.measure.depths import fit_temperatures, logits_where_it_is, measure_depths
 from stepwell.nets import Card, build
 from stepwell.nets.predictions import labelled
 
@@ -50,7 +50,11 @@ def likelihood(net, batches, depth, temperature):
 def test_a_fitted_temperature_is_the_likeliest_of_its_neighbours(net, batches):
     found = fit_temperatures(net, batches)
     assert list(found) == ["8", "14"]
-    measured = measure_tempered(net, batches, found)
+    net.card, before = replace(net.card, temperatures=found), net.card
+    try:
+        measured = measure_depths(net, batches)["tempered"]
+    finally:
+        net.card = before
     for depth, temperature in found.items():
         assert measured[depth]["temperature"] == temperature
         best = likelihood(net, batches, depth, temperature)

@@ -35,7 +35,7 @@ from stepwell.nets import build
 from stepwell.recipes.ekd import SCHEDULES
 
 FULL = "32"
-BLOCKS = {"8": "1,1,1", "14": "2,2,2", "20": "3,3,3"}
+BLOCKS = {"8": "1,1,1", "14": "2,2,2", "20": "3,3,3", "32": "5,5,5"}
 TWO, FOUR = ("20",), ("8", "14", "20")
 
 

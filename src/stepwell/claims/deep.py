@@ -11,6 +11,7 @@ from stepwell.claims.ekd import (
     SECONDS,
     Rivals,
     cost,
+    distilled,
     labels_only,
     nest,
     nested,
@@ -27,7 +28,7 @@ BEST, UNTAUGHT_BEST = nest(SUBS, FULL), labels_only(SUBS, FULL)
 
 ARMS: dict[str, Arm] = {
     alone(FULL): separate(FULL),
-    **{offline(d): Arm("distill", {"student": f"resnet{d}"}, {"teacher": (alone(FULL),)}) for d in ALL},
+    **distilled(ALL, FULL),
     BEST: nested(SUBS, 1.0, FULL),
     UNTAUGHT_BEST: nested(SUBS, AS_LONG_UNTAUGHT, FULL, **UNTAUGHT),
 }  # fmt: skip

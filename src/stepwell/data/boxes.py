@@ -25,6 +25,7 @@ from stepwell.data.coco import (
     boxes_of,
     categories_of,
     check_lists,
+    check_names,
     check_size,
     is_id,
     is_number_of_entry,
@@ -240,7 +241,7 @@ def read_boxes(
     paths = [*listed.values()]
     if not paths:
         raise ValueError(f"{file} lists no image")
-    _check_names(paths)
+    check_names(paths)
     check_files(paths)
     upright = [_upright_size(path) for path in paths]
     for path, size, entry in zip(paths, upright, content["images"], strict=True):
@@ -292,7 +293,7 @@ def unlabelled(files: Sequence[Path], classes: Sequence[str] = (), where: Path |
     """Images without labels, in order of `files`; ValueError names bad ones, or `where` without one."""
     if not files:
         raise ValueError(f"{where} holds no image")
-    _check_names(files)
+    check_names(files)
     check_files(files)
     none, count = Boxes.of([], []), len(files)
     sizes = tuple(map(_upright_size, files))
@@ -300,18 +301,6 @@ def unlabelled(files: Sequence[Path], classes: Sequence[str] = (), where: Path |
         tuple(files), tuple(range(1, count + 1)), sizes, (none,) * count, tuple(classes),
         tuple(range(1, len(classes) + 1)), labelled=False,
     )  # fmt: skip
-
-
-def _check_names(files: Sequence[Path]) -> None:
-    """Raise ValueError for a name of other bytes than UTF-8: a json of boxes could not hold it."""
-    for file in files:
-        try:
-            str(file).encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"the name of image {str(file)!r} is no UTF-8, so no json of boxes can hold it: "
-                "rename it"
-            ) from None
 
 
 def _listed(

@@ -131,6 +131,18 @@ def _among(name: str, classes: Sequence[str], others: Collection[str]) -> str:
     return alike[0] if name not in classes and len(alike) == len(rivals) == 1 else name
 
 
+def check_names(files: Sequence[Path]) -> None:
+    """Raise ValueError for a name of other bytes than UTF-8: a json of boxes could not hold it."""
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"the name of image {str(file)!r} is no UTF-8, so no json of boxes can hold it: "
+                "rename it"
+            ) from None
+
+
 def check_size(file: Path, path: Path, size: tuple[int, int], entry: Mapping[str, Any]) -> None:
     """Raise ValueError if an image of `size` has another one in its entry."""
     said = entry.get("height"), entry.get("width")

@@ -113,15 +113,16 @@ def in_single_precision(logits: Mapping[str, Tensor]) -> Float[Tensor, "names ba
 
 
 @torch.no_grad()
-def tally(predict: Predict, batches: Iterable[Batch], sums: Tally | None = None) -> Tally:
-    """Run `predict` over the batches, and add to `sums`; ValueError without a batch.
+def tally(predict: Predict, batches: Iterable[Batch], *sums: Tally) -> Tally:
+    """Run `predict` over the batches, and add to all `sums`; gives the first of them.
 
-    By default accuracy is counted, in constant memory.
+    By default accuracy is counted, in constant memory. ValueError without a batch.
     """
-    sums = Tally() if sums is None else sums
+    sums = sums or (Tally(),)
     for logits, labels in _predictions(predict, batches):
-        sums.add(logits, labels)
-    return sums
+        for each in sums:
+            each.add(logits, labels)
+    return sums[0]
 
 
 def evaluate(

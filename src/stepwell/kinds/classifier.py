@@ -140,7 +140,7 @@ def evaluate_depths(
         more: measures what this kind has beside them, by key.
     """
     from stepwell.measure.cascade import check_depths
-    from stepwell.measure.depths import measure_depths
+    from stepwell.measure.depths import fit_temperatures, measure_depths
     from stepwell.measure.fidelity import measure_pair
     from stepwell.measure.fidelity_networks import open_pair
     from stepwell.nets.files.container import network_file
@@ -159,37 +159,22 @@ def evaluate_depths(
     parts = read()
     networks = fit(pair, parts.test) if fidelity else None
     extra = more(parts)
+    if temper:
+        found = fit_temperatures(net, validation_of(network, parts, "temperatures fitted"))
+        net.card = replace(net.card, temperatures=found)
     results = measure_depths(net, parts.test, kind) | {"data": parts.about} | extra
-    if temper or net.card.temperatures:
-        results["tempered"] = tempered(network, parts, fit=temper, save=save)
     if cascade:
         results["cascade"] = calibrated_cascade(
-            network, parts, save, accuracy=target_accuracy, macs=budget_macs, criterion=criterion,
+            network, parts, accuracy=target_accuracy, macs=budget_macs, criterion=criterion,
             search=search, temper=temper,
         )  # fmt: skip
+    if save:
+        keep_fitted(network, ["temperatures"] * temper + ["cascade"] * cascade)
     if networks is not None:
         numbers, arrays = measure_pair(networks, parts, interpolate=interpolate, track=track)
         results["fidelity"] = numbers
         keep_fidelity(network, parts.known, numbers, arrays)
     return results
-
-
-def tempered(network: Network, parts: Any, *, fit: bool, save: bool) -> dict[str, dict[str, float]]:
-    """Measure probabilities after division by temperatures, as `measure_tempered` gives them.
-
-    Args:
-        fit: fit them on validation examples, else take those of the network's file.
-        save: save what was fitted in the file.
-    """
-    from stepwell.measure.depths import fit_temperatures, measure_tempered
-
-    net = network.net
-    if fit:
-        found = fit_temperatures(net, validation_of(network, parts, "temperatures fitted"))
-        net.card = replace(net.card, temperatures=found)
-        if save:
-            say(f"saved the temperatures in {save_in_card(network, temperatures=found)}")
-    return measure_tempered(net, parts.test, net.card.temperatures)
 
 
 def validation_of(network: Network, parts: Any, what: str) -> Any:
@@ -205,17 +190,8 @@ def validation_of(network: Network, parts: Any, what: str) -> Any:
     return parts.validation
 
 
-def save_in_card(network: Network, **facts: Any) -> Path:
-    """Write facts of a network's card into its file, and give the file."""
-    from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
-
-    with rewriting(network.path, net_digest(network.net)) as (file, card):
-        rewrite_card(file, replace(card, **facts))
-    return Path(file)
-
-
-def calibrated_cascade(network: Network, parts: Any, save: bool, **how: Any) -> dict[str, Any]:
-    """Calibrate the best cascade on validation images, measure it on test images, and maybe save it.
+def calibrated_cascade(network: Network, parts: Any, **how: Any) -> dict[str, Any]:
+    """Calibrate the best cascade on validation images, and measure it on test images.
 
     `how` are the goal, the criterion and the search of `calibrate_cascade`.
     """
@@ -225,10 +201,17 @@ def calibrated_cascade(network: Network, parts: Any, save: bool, **how: Any) -> 
     net = network.net
     chosen = calibrate_cascade(net, validation_of(network, parts, "thresholds set"), **how)
     net.card = replace(net.card, cascade=chosen)
-    measured = measure_cascade(Cascade.of(net), parts.test)
-    if save:
-        say(f"saved the cascade in {save_in_card(network, cascade=chosen)}")
-    return {"validation": chosen, "test": measured}
+    return {"validation": chosen, "test": measure_cascade(Cascade.of(net), parts.test)}
+
+
+def keep_fitted(network: Network, names: Sequence[str]) -> None:
+    """Save these facts of a network's card, which were fitted on validation examples, in its file."""
+    from stepwell.nets.files.nested import net_digest, rewrite_card, rewriting
+
+    net = network.net
+    with rewriting(network.path, net_digest(net)) as (file, card):
+        rewrite_card(file, replace(card, **{name: getattr(net.card, name) for name in names}))
+    say(f"saved the {' and the '.join(names)} in {file}")
 
 
 def keep_fidelity(

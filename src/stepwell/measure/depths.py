@@ -15,13 +15,33 @@ from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.inputs import blank_inputs
 from stepwell.nets.nested.net import NestedNet
 from stepwell.train_mode import in_eval_mode
-from stepwell.types import Logits
+from stepwell.types import Labels, Logits
 
 Examples = Batches | TextBatches
 #: Sums over predictions by kind of network; the other kinds have a `Tally`.
 TALLIES: Mapping[str, type[Tally]] = {
     "text": ClassTally, "sequence": ClassTally, "text-numbers": NumberTally
 }  # fmt: skip
+
+
+class Tempered(Tally):
+    """Sums over predictions whose logits are divided by the temperature of their depth."""
+
+    def __init__(self, temperatures: Mapping[str, float]) -> None:
+        self.temperatures = temperatures
+
+    def add(self, logits: Mapping[str, Logits], labels: Labels) -> Tally:
+        """Add a batch of logits that nothing has divided; errors as for `Tally.add`."""
+        return super().add({d: y / self.temperatures.get(d, 1.0) for d, y in logits.items()}, labels)
+
+    def record(self) -> dict[str, dict[str, float]]:
+        """By depth: its "temperature", and "nll" and "ece" after the division."""
+        measured = self.measures()
+        return {
+            depth: {"temperature": self.temperatures.get(depth, 1.0)}
+            | {measure: measured[f"{depth}/{measure}"] for measure in ("nll", "ece")}
+            for depth in self.names
+        }
 
 
 def tally_of(kind: str) -> Tally:
@@ -47,12 +67,15 @@ def measure_depths(net: NestedNet, test: Examples, kind: str = "classifier") -> 
 
     Returns:
         Results as a run's results.json has them: "kind", "rows", "test", "churn", "examples",
-        "confusion", "costs"; and what `mixture_record` gives.
+        "confusion", "costs"; what `mixture_record` gives; and "tempered" if the card has temperatures.
     """
     use_break_even(net.module, {})  # answers do not depend on a clock
+    tempered = [Tempered(net.card.temperatures)] if net.card.temperatures else []
     with in_eval_mode(net):
-        sums = tally(logits_where_it_is(net), test, tally_of(kind))
+        sums = tally(logits_where_it_is(net), test, tally_of(kind), *tempered)
         record = mixture_record(net, test)
+    for each in tempered:
+        record = record | {"tempered": each.record()}
     return results_of(sums, net.card.classes, cost_table(net, net.card.size), kind) | record
 
 
@@ -81,27 +104,6 @@ def fit_temperatures(net: NestedNet, validation: Examples) -> dict[str, float]:
     with in_eval_mode(net):
         logits, labels = gather_logits(logits_where_it_is(net), validation)
     return {depth: best_temperature(values, labels) for depth, values in logits.items()}
-
-
-def measure_tempered(
-    net: NestedNet, test: Examples, temperatures: Mapping[str, float]
-) -> dict[str, dict[str, float]]:
-    """Likelihood and calibration of every depth whose logits are divided by its temperature.
-
-    Returns:
-        By depth: "temperature", and the "nll" and "ece" of `evaluate`.
-    """
-    predict = logits_where_it_is(net, tuple(temperatures))
-
-    def tempered(inputs: Tensor) -> dict[str, Logits]:
-        return {depth: values / temperatures[depth] for depth, values in predict(inputs).items()}
-
-    with in_eval_mode(net):
-        measured = evaluate(tempered, test)
-    return {
-        depth: {"temperature": temperature} | {m: measured[f"{depth}/{m}"] for m in ("nll", "ece")}
-        for depth, temperature in temperatures.items()
-    }
 
 
 def logits_where_it_is(

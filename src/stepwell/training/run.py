@@ -30,6 +30,8 @@ LATER = {
 }  # fmt: skip
 #: Entries about data that older runs do not record.
 LATER_DATA = ("valid", "content", "tokenizer")
+#: What to do about a config.json that cannot be used.
+DAMAGED = "put it right, or use another --out"
 LIBRARIES = ("stepwell", "torch", "torchvision", "pytorch-lightning")
 
 
@@ -175,7 +177,7 @@ def check_resumes(recipe: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _read_config(out: Path) -> Any:
-    return read_json(out / "config.json", "put it right, or use another --out")
+    return read_json(out / "config.json", DAMAGED)
 
 
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> None:
@@ -199,8 +201,7 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> No
 
 def _check_arguments(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> None:
     if missing := [key for key in ("recipe", "arguments", "data", "teacher") if key not in old]:
-        remedy = "put it right, or use another --out"
-        raise damaged(out / "config.json", f"it does not say its {missing[0]}", remedy)
+        raise damaged(out / "config.json", f"it does not say its {missing[0]}", DAMAGED)
     if old["recipe"] != new["recipe"]:
         recipes = f"a run of {old['recipe']!r}, not {new['recipe']!r}"
         raise ValueError(f"{out} holds {recipes}: use another --out")
