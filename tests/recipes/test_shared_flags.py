@@ -13,7 +13,7 @@ from stepwell import cli
 from stepwell.data import Batches, ImageSet
 from stepwell.nets.build import build, usual_depths
 from stepwell.nets.files.nested import load
-from stepwell.recipes import train
+from stepwell.recipes import RECIPES, train
 from stepwell.tasks.task import tell_cost
 from stepwell.training import Loop
 
@@ -187,3 +187,19 @@ def test_netgraft_takes_all_unlabeled_images(photos, tmp_path, quick):
     assert results["netgraft"]["images"] == 16
     with pytest.raises(ValueError, match="--shots 10 of 10 classes are 100 images"):
         train("netgraft", out=tmp_path / "h", **few, shots=10)
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "netgraft"])
+def test_a_run_of_another_recipe_is_refused_before_any_data_is_read(recipe, tmp_path):
+    """The arguments of netgraft depend on its teacher, so it opens the teacher first."""
+    needed = {
+        "sequences": {"net": "skiplstm"}, "dkge": {"triples": tmp_path / "nothing"},
+        "distill": {"teacher": ("nothing",)}, "pseudo": {"teacher": ("nothing",)},
+        "bert": {"teacher": "nothing"},
+    }  # fmt: skip
+    config = {"recipe": "other", "arguments": {}, "data": {}, "teacher": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "metrics.jsonl").touch()  # it has begun
+    data = {} if recipe == "dkge" else {"data": "nothing"}
+    with pytest.raises(ValueError, match=f"holds a run of 'other', not '{recipe}'"):
+        train(recipe, out=tmp_path, **data, **needed.get(recipe, {}))
