@@ -372,6 +372,24 @@ def test_compiled_kernels_are_kept_and_damaged_ones_made_anew(home, monkeypatch)
         assert file.read_bytes() == whole
 
 
+def test_a_kept_kernel_that_cannot_be_read_is_made_anew(home, monkeypatch):
+    assert compiled.library().adder_lanes() == 16
+    (file,) = home.iterdir()
+    read = Path.read_bytes
+
+    def refuse_once(path: Path) -> bytes:  # chmod stops nobody who runs the tests as root
+        if path == file:
+            monkeypatch.setattr(Path, "read_bytes", read)
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    before = file.stat().st_ino
+    monkeypatch.setattr(Path, "read_bytes", refuse_once)
+    compiled.library.cache_clear()
+    assert compiled.library().adder_lanes() == 16
+    assert file.stat().st_ino != before
+
+
 def test_a_file_under_the_right_name_that_is_no_library_is_made_anew(home):
     assert compiled.library().adder_lanes() == 16
     (file,) = home.iterdir()

@@ -106,7 +106,7 @@ def _file(extra_flags: Sequence[str]) -> Path:
     folder = cache_folder()
     if folder and os.path.isdir(folder):  # False, too, for a name that the system cannot have
         for file in sorted(folder.glob(f"adder-{key if version else any_compiler}-*.so")):
-            if file.is_file() and file.name == _name(file.name.rpartition("-")[0], file.read_bytes()):
+            if _undamaged(file):
                 return file
     binary = compile_source(extra_flags)
     name = _name(f"adder-{key}", binary)
@@ -116,15 +116,23 @@ def _file(extra_flags: Sequence[str]) -> Path:
     file = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for damaged in folder.glob(f"adder-{key}-*.so"):
-            with contextlib.suppress(FileNotFoundError):  # another process has removed it
-                if damaged.name != _name(f"adder-{key}", damaged.read_bytes()):
-                    damaged.unlink()
+        for file_of_key in folder.glob(f"adder-{key}-*.so"):
+            with contextlib.suppress(OSError):  # another process has removed it, or it is a folder
+                if not _undamaged(file_of_key):
+                    file_of_key.unlink()
         write_whole(file, binary)
     except OSError as error:
         _note_copy(f"is not kept ({error})")
         return _copied(file.name, binary)
     return file
+
+
+def _undamaged(file: Path) -> bool:
+    """Whether a kept library can be read and holds the bytes that its name was made from."""
+    try:
+        return file.is_file() and file.name == _name(file.name.rpartition("-")[0], file.read_bytes())
+    except OSError:
+        return False
 
 
 def _note_copy(problem: str) -> None:
