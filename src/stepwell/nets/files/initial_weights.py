@@ -17,6 +17,7 @@ from torch import Tensor
 from stepwell.nets.build import build, builder_of
 from stepwell.nets.card import Card
 from stepwell.nets.decisions.deciding import from_plain
+from stepwell.nets.families.timm_models import PREFIX
 from stepwell.nets.files.header import card_of, read_file
 from stepwell.nets.files.nested import BESIDE, assemble
 from stepwell.nets.nested.net import NestedNet
@@ -36,15 +37,15 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     """Start `net` from the weights of a run directory or a file.
 
     A Stepwell file fills the full net and, if both have private norms, those of every common sub-net.
-    Any other file (safetensors, or a `torch.save`d state dict) has torchvision's names and, presumably,
-    ImageNet's mean and std. It fills the full net; each private norm starts as the full net's. A
-    classifier of another size, or of other classes than `classes`, stays fresh. ValueError for a file
-    that does not fit.
+    Any other file (safetensors, or a `torch.save`d state dict) has torchvision's or timm's names and,
+    presumably, the mean and std of the weights that timm publishes for this network, else ImageNet's.
+    It fills the full net; each private norm starts as the full net's. A classifier of another size, or
+    of other classes than `classes`, stays fresh. ValueError for a file that does not fit.
     """
     path = Path(path)
     header, tensors = read_file(path, plain_too=True)
     ours = dict(net.module.state_dict())
-    card = Card(mean=IMAGENET_MEAN, std=IMAGENET_STD) if header is None else card_of(header)
+    card = _presumed(net) if header is None else card_of(header)
     fresh = fill(net, tensors, _described(path, header), relabelled=differ(card.classes, classes))
     if header is None or "depths" not in header:  # plain weights, Stepwell's own among them
         return Start(card, fresh)
@@ -57,6 +58,17 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
                 state = theirs.subnet(depth).state_dict()
                 net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
     return Start(card, fresh)
+
+
+def _presumed(net: NestedNet) -> Card:
+    """The card of a file that holds weights alone."""
+    name = net.builder[0] if net.builder is not None else ""
+    if name.startswith(PREFIX):
+        import timm
+
+        if about := timm.get_pretrained_cfg(name.removeprefix(PREFIX)):
+            return Card(mean=tuple(about.mean), std=tuple(about.std))
+    return Card(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def _described(path: Path, header: Mapping[str, Any] | None) -> str:
@@ -140,8 +152,20 @@ def fill(
             f"{source} does not fit {here}: {unlike[0]} is {tuple(given[unlike[0]].shape)} there "
             f"and {tuple(ours[unlike[0]].shape)} here"
         )
-    net.load_full(given | {k: ours[k] for k in fresh})
+    net.load_full(given | {k: _modest(ours[k]) for k in fresh})
     return fresh
+
+
+def _modest(weight: Tensor) -> Tensor:
+    """A fresh classifier's weight, made no larger than `nn.Linear` draws it: 1/√inputs at most.
+
+    EfficientNets draw it by the number of *outputs*: on pretrained features, the logits of a few
+    classes are then so large that the first epochs only make them smaller.
+    """
+    if weight.ndim < 2 or not weight.numel():
+        return weight
+    largest = weight[0].numel() ** -0.5
+    return weight * (largest / weight.abs().max()).clamp(max=1)
 
 
 def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
@@ -154,7 +178,7 @@ def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
     if arguments.get("adder"):
         raise ValueError("no weights of adder networks are published: give a file of weights instead")
     try:
-        state, card = _timm(name) if name.startswith("timm/") else _torchvision(name)
+        state, card = _timm(name) if name.startswith(PREFIX) else _torchvision(name)
     except OSError as error:
         raise ValueError(
             f"the weights of {name} could not be downloaded ({error}): give a file of weights instead"
@@ -165,10 +189,10 @@ def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
 
 def is_published(name: str) -> bool:
     """Check whether torchvision or timm publish weights of a network."""
-    if name.startswith("timm/"):
+    if name.startswith(PREFIX):
         import timm
 
-        return bool(timm.is_model_pretrained(name.removeprefix("timm/")))
+        return bool(timm.is_model_pretrained(name.removeprefix(PREFIX)))
     return name in torchvision.models.list_models()
 
 
@@ -185,7 +209,7 @@ def _torchvision(name: str) -> tuple[dict[str, Tensor], Card]:
 def _timm(name: str) -> tuple[dict[str, Tensor], Card]:
     import timm
 
-    name = name.removeprefix("timm/")
+    name = name.removeprefix(PREFIX)
     if not timm.is_model_pretrained(name):
         raise ValueError(f"timm publishes no weights for {name}: give a file of weights instead")
     with _no_retries_without_network():
