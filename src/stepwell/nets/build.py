@@ -98,7 +98,8 @@ def build(
         name: a key of `BUILDERS`, such as "resnet34"; "timm/NAME" for a model of timm's; "adder/NAME"
             for one of these with `adder=True`; a text encoder and its layers, such as "bert/6"; a
             recurrent network of texts and its width, such as "skip-gru/128"; or a ResNet that glances
-            at an image, and how often, such as "glance-resnet20/4".
+            at an image, and how often, such as "glance-resnet20/4". "NAME@DEPTH" is a depth of one of
+            the first three as a network of its own, such as "vit6@3" or "resnet34@2,2,2,2" (`kept`).
         depths: the sub-nets: blocks per stage by name, `{"18": (2, 2, 2, 2)}`, or a list of names that
             the family knows, `["18"]`; a new name gives its blocks, `["half=2,2,2,2"]`.
         norms: "private" to each depth behind the fork, or "shared" (an ablation; see `NestedNet`).
@@ -122,6 +123,10 @@ def build(
     {'20': (3, 3, 3), '26': (4, 4, 4), '32': (5, 5, 5)}
     """
     builder = builder_of(name)
+    name, cut = _cut(name)
+    if cut is not None and kept is not None:
+        raise ValueError(f"{name}@... says which blocks it keeps: leave kept={kept!r} out")
+    kept = kept if cut is None else cut
     _check_types(stages=stages, kept=kept, adaptions=adaptions, multipliers=multipliers, adder=adder)
     if name.startswith(ADDER):
         name, adder = name.removeprefix(ADDER), True if adder is False else adder
@@ -134,8 +139,9 @@ def build(
         check_numbers({"num_classes": arguments.get("num_classes")}, flags=False)
         if builder.stems:
             check_choice("stem", arguments.get("stem", "small"), Stem)
-        if name.startswith(PREFIX) and depths:
-            check_depths(name.removeprefix(PREFIX), depths, stages, arguments)
+        paths = depths | ({} if kept is None else {"@": kept})
+        if name.startswith(PREFIX) and paths:
+            check_depths(name.removeprefix(PREFIX), paths, stages, arguments)
         module = builder.make(**arguments)
         if adder is not False:
             module = to_adder(module, **({} if adder is True else adder))
@@ -148,8 +154,7 @@ def build(
         raise ValueError(f"{name}: {error}") from error
     if kept is not None:
         module, stages = truncate(module, stages, kept)
-        known = (depth for depth, blocks in builder.family.items() if blocks == tuple(kept))
-        full = next(known, "-".join(map(str, kept)))
+        full = _depth_name(builder, kept)
         changes["kept"] = list(kept)
     if adaptions:
         module = with_adaptions(module, adaptions)
@@ -285,6 +290,16 @@ def builder_of(name: str) -> Builder:
     """The builder of a network by name; ValueError if there is none."""
     if not isinstance(name, str):
         raise ValueError(f"a network's name is a text, such as 'resnet34', not {name!r}")
+    whole, kept = _cut(name)
+    if kept is not None:
+        builder = builder_of(whole)
+        inside = {
+            depth: blocks
+            for depth, blocks in builder.family.items()
+            if all(few <= most for few, most in zip(blocks, kept, strict=True))
+        }
+        full = _depth_name(builder, kept)
+        return builder._replace(full=full, family=inside | {full: kept})
     given, name = name, name.removeprefix(ADDER)
     if name.startswith(PREFIX):
         return timm_builder(name.removeprefix(PREFIX))
@@ -301,6 +316,33 @@ def builder_of(name: str) -> Builder:
             f"no network {given!r}; there are {', '.join(BUILDERS)}, {PREFIX}NAME, {ADDER}NAME"
         )
     return BUILDERS[name]
+
+
+def _cut(name: str) -> tuple[str, tuple[int, ...] | None]:
+    """NAME@DEPTH as the network's own name, and the blocks per stage that are kept; else None.
+
+    ValueError if the network has no such depth.
+    """
+    whole, at, depth = name.rpartition("@") if isinstance(name, str) else ("", "", "")
+    if not at or not is_network(whole):
+        return name, None
+    builder = builder_of(whole)
+    most = builder.family[builder.full]
+    blocks = re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", depth)
+    kept = tuple(map(int, depth.split(","))) if blocks else ()
+    kept = builder.family.get(depth, kept)
+    if len(kept) != len(most) or any(few > many for few, many in zip(kept, most, strict=True)):
+        there = [f"{whole}@{d}" for d in builder.family if d != builder.full]
+        whole_depth = ",".join(map(str, most))
+        there += [f"{whole}@BLOCKS (of each stage, at most {whole_depth})"] * (len(most) > 1)
+        raise ValueError(f"no network {name!r}; there are {', '.join(there)}")
+    return whole, kept
+
+
+def _depth_name(builder: Builder, kept: Sequence[int]) -> str:
+    """The name of a depth as a network of its own."""
+    known = (depth for depth, blocks in builder.family.items() if blocks == tuple(kept))
+    return next(known, "-".join(map(str, kept)))
 
 
 def _parse_depth(net: str, builder: Builder, depth: str) -> tuple[str, tuple[int, ...]]:

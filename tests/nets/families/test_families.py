@@ -14,7 +14,9 @@ import stepwell
 from nets.example_nets import FAMILIES, Mixed, lively
 from stepwell.methods import EmbeddedKD
 from stepwell.nets import BUILDERS, NestedNet, build, named_depths
+from stepwell.nets.build import usual_depths
 from stepwell.nets.families.densenet import DenseNet
+from stepwell.nets.files.initial_weights import initialise
 from stepwell.nets.nested.nest import nest
 from stepwell.nets.nested.plan import is_norm
 from stepwell.nets.nested.reading import read
@@ -367,3 +369,42 @@ def test_a_familys_names_do_not_apply_to_stages_of_ones_own():
         build("resnet32", ["x=1"], stages=["layer9"])
     with pytest.raises(ValueError, match="keeps 1 of 2 blocks of .*, but block 2 changes the shape"):
         build("timm/convnext_atto", ["x=1"], stages=["stages[1:3]"])
+
+
+@pytest.mark.parametrize(
+    "name", ["vit6@3", "resnet34@1,2,3,1", "mobilenet_v2@11", "timm/deit_tiny_patch16_224@2"]
+)
+def test_a_depth_is_a_network_of_its_own_by_name(name, tmp_path):
+    whole, _, depth = name.partition("@")
+    net, full = build(name, num_classes=10), build(whole, num_classes=10)
+    kept = net.depths[net.full]
+    assert list(net.depths) == [depth.replace(",", "-")]
+    assert net.builder == (whole, {"num_classes": 10, "kept": list(kept)})
+    torch.save(full.module.state_dict(), tmp_path / "full.pt")
+    assert initialise(net, tmp_path / "full.pt").fresh == ()  # of the whole network's weights
+    nested = build(whole, {"kept": kept}, norms="shared", num_classes=10)
+    nested.load_full(full.module.state_dict())
+    x = torch.randn(2, *(net.input_size or (3, 64, 64)))
+    expected = nested.eval().forward_all(x, ["kept"])["kept"].logits
+    assert_close(net.eval().module(x), expected, **EXACT)
+    stepwell.save(net, tmp_path / "net.safetensors")
+    again = stepwell.load(tmp_path / "net.safetensors")
+    assert_close(again.module(x), expected, **EXACT)
+
+
+def test_names_of_depths_that_there_are_not():
+    assert usual_depths("resnet32@20") == ("14",)
+    for name, message in {
+        "vit6@7": "no network 'vit6@7'; there are vit6@1, vit6@2, vit6@3, vit6@4, vit6@5$",
+        "resnet34@": r"there are resnet34@18, resnet34@BLOCKS \(of each stage, at most 3,4,6,3\)$",
+        "resnet34@3,4": "no network 'resnet34@3,4'; ",
+        "resnet34@3,4,6,4": "no network 'resnet34@3,4,6,4'; ",
+        "resnet34@0,4,6,3": "no network 'resnet34@0,4,6,3'; ",
+        "vgg@3": "no network 'vgg@3'; there are resnet18, ",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            build(name)
+    with pytest.raises(ValueError, match="says which blocks it keeps: leave kept="):
+        build("vit6@3", kept=[2])
+    with pytest.raises(ValueError, match="depth '26' = .* can keep 1 to 3 blocks"):
+        build("resnet32@20", ["26"])

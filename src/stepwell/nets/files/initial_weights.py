@@ -133,7 +133,7 @@ def fill(
     given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
     stored = net.stored_names()
     given |= {k: given[stored[k]] for k in ours.keys() - given.keys() if stored[k] in given}  # tied
-    given = from_plain(net.module, given)
+    given = _within(net, from_plain(net.module, given))
     if differing := sorted(ours.keys() ^ given.keys()):
         wrapped = all(name.startswith("module.") for name in given)
         hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
@@ -154,6 +154,20 @@ def fill(
         )
     net.load_full(given | {k: _modest(ours[k]) for k in fresh})
     return fresh
+
+
+def _within(net: NestedNet, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a network that keeps the first blocks of another needs of that other's weights."""
+    name, arguments = net.builder if net.builder is not None else ("", {})
+    kept = arguments.get("kept")
+    if kept is None or given.keys() == net.module.state_dict().keys():
+        return given
+    with torch.device("meta"):
+        whole = {k: v for k, v in arguments.items() if k not in ("kept", "adaptions")}
+        other = build(name, {"kept": kept}, norms="shared", **whole)
+    if given.keys() != other.module.state_dict().keys():
+        return given
+    return {ours: given[theirs] for ours, theirs in other.stored_names("kept").items()}
 
 
 def _modest(weight: Tensor) -> Tensor:
