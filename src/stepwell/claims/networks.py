@@ -2,8 +2,9 @@
 
 Each has one sub-net. All arms of a network have the same data, augmentation, optimizer and epochs, and
 keep their last epoch. The nested net starts from the full net trained alone, which also teaches both
-depths by offline distillation, each as a network of its own. EfficientNet's arms all start from the
-weights that timm publishes, the shallow ones from the blocks that they keep.
+depths by offline distillation, each as a network of its own. EfficientNet's full net alone and both of
+its distilled networks start from the weights that timm publishes; the shallow one takes the blocks that
+it keeps.
 """
 
 from collections.abc import Mapping

@@ -378,6 +378,7 @@ def test_a_depth_is_a_network_of_its_own_by_name(name, tmp_path):
     whole, _, depth = name.partition("@")
     net, full = build(name, num_classes=10), build(whole, num_classes=10)
     kept = net.depths[net.full]
+    lively(full.module)
     assert list(net.depths) == [depth.replace(",", "-")]
     assert net.builder == (whole, {"num_classes": 10, "kept": list(kept)})
     torch.save(full.module.state_dict(), tmp_path / "full.pt")
@@ -386,6 +387,7 @@ def test_a_depth_is_a_network_of_its_own_by_name(name, tmp_path):
     nested.load_full(full.module.state_dict())
     x = torch.randn(2, *(net.input_size or (3, 64, 64)))
     expected = nested.eval().forward_all(x, ["kept"])["kept"].logits
+    assert not torch.allclose(expected, full.eval().module(x), rtol=0.01)
     assert_close(net.eval().module(x), expected, **EXACT)
     stepwell.save(net, tmp_path / "net.safetensors")
     again = stepwell.load(tmp_path / "net.safetensors")
@@ -400,6 +402,7 @@ def test_names_of_depths_that_there_are_not():
         "resnet34@3,4": "no network 'resnet34@3,4'; ",
         "resnet34@3,4,6,4": "no network 'resnet34@3,4,6,4'; ",
         "resnet34@0,4,6,3": "no network 'resnet34@0,4,6,3'; ",
+        "glance-resnet20@14/2": "a glance takes a whole ResNet, such as resnet20",
         "vgg@3": "no network 'vgg@3'; there are resnet18, ",
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -47,7 +47,7 @@ def test_a_fresh_classifier_on_published_weights_gives_modest_logits(tmp_path):
     ours = net.module.classifier.weight.detach()
     assert start.fresh == ("classifier.weight", "classifier.bias")
     assert drawn.abs().max() > 0.3
-    assert ours.abs().max() == pytest.approx(1280**-0.5)
+    assert ours.std().item() == pytest.approx((3 * 1280) ** -0.5)
     torch.testing.assert_close(ours / ours.abs().max(), drawn / drawn.abs().max())
     assert (start.card.mean, start.card.std) == ((0.5,) * 3, (0.5,) * 3)  # as timm publishes them
 

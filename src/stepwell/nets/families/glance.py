@@ -164,6 +164,9 @@ def glance_builder(name: str, encoders: Callable[[str], Builder]) -> Builder:
     prefix = CROPS if name.startswith(CROPS) else FRAMES
     encoder, _, number = name.removeprefix(prefix).partition("/")
     count = int(number) if number.isdecimal() else 0
+    if "@" in encoder:
+        whole = encoder.partition("@")[0]
+        raise ValueError(f"no network {name!r}: a glance takes a whole ResNet, such as {whole}")
     if not 1 < count <= MOST:
         raise ValueError(
             f"no network {name!r}: say how many glances, 2 to {MOST}, such as {prefix}{encoder}/4"

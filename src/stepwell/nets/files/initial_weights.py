@@ -163,7 +163,7 @@ def _within(net: NestedNet, given: dict[str, Tensor]) -> dict[str, Tensor]:
     if kept is None or given.keys() == net.module.state_dict().keys():
         return given
     with torch.device("meta"):
-        whole = {k: v for k, v in arguments.items() if k not in ("kept", "adaptions")}
+        whole = {k: v for k, v in arguments.items() if k not in ("kept", "adaptions", "multipliers")}
         other = build(name, {"kept": kept}, norms="shared", **whole)
     if given.keys() != other.module.state_dict().keys():
         return given
@@ -171,15 +171,15 @@ def _within(net: NestedNet, given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _modest(weight: Tensor) -> Tensor:
-    """A fresh classifier's weight, made no larger than `nn.Linear` draws it: 1/√inputs at most.
+    """A fresh classifier's weight; one far larger than `nn.Linear` draws it gets the spread of that.
 
     EfficientNets draw it by the number of *outputs*: on pretrained features, the logits of a few
     classes are then so large that the first epochs only make them smaller.
     """
-    if weight.ndim < 2 or not weight.numel():
+    if weight.ndim < 2 or weight.numel() < 2:
         return weight
-    largest = weight[0].numel() ** -0.5
-    return weight * (largest / weight.abs().max()).clamp(max=1)
+    spread = (3 * weight[0].numel()) ** -0.5  # of numbers drawn evenly from -1/√inputs to 1/√inputs
+    return weight * (spread / weight.std()) if weight.std() > 2 * spread else weight
 
 
 def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:
