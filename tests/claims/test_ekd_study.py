@@ -1,9 +1,8 @@
 """The claims about the default recipe compare what their words say, and its arms are that recipe."""
 
-from itertools import count
-
 import pytest
 
+from claims.example_results import distinct_results
 from stepwell.claims import deep
 from stepwell.claims.ekd import ARMS, PRIMARY, STUDY
 from stepwell.claims.kit.judging import judge
@@ -15,19 +14,7 @@ NESTED = "8 < 14 < 20 < 32, nested"
 
 @pytest.fixture(scope="module")
 def results():
-    """Every arm with numbers that no other arm and no other depth has."""
-    number = count(1)
-    return {
-        arm: {
-            0: {
-                "test": {f"{d}/accuracy": next(number) ** 0.5 / 100 for d in DEPTHS},
-                "costs": {d: {"macs": next(number)} for d in DEPTHS},
-                "seconds": 1.0,
-                "cpu_seconds": next(number) ** 0.5,
-            }
-        }
-        for arm in ARMS
-    }
+    return distinct_results(ARMS, DEPTHS)
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +82,7 @@ def test_the_nested_arms_are_the_default_recipe():
 
 def test_the_deep_study_asks_the_same_of_another_network():
     depths, nested = ("8", "20", "32", "56"), "8 < 20 < 32 < 56, nested"
-    number = count(1)
-    results = {
-        arm: {0: {"test": {f"{d}/accuracy": next(number) ** 0.5 / 100 for d in depths},
-                  "costs": {d: {"macs": next(number)} for d in depths},
-                  "seconds": 1.0, "cpu_seconds": next(number) ** 0.5}}
-        for arm in deep.ARMS
-    }  # fmt: skip
+    results = distinct_results(deep.ARMS, depths)
 
     def points(arm, depth):
         return 100 * results[arm][0]["test"][f"{depth}/accuracy"]

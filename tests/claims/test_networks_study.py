@@ -1,9 +1,9 @@
 """The studies of other networks compare what their words say, and their arms start alike."""
 
-from itertools import count
-
 import pytest
 
+from claims.example_results import distinct_results
+from stepwell.claims.ablation import UNTAUGHT
 from stepwell.claims.kit.judging import judge
 from stepwell.claims.networks import PRETRAINED, VIT
 from stepwell.nets import build
@@ -13,13 +13,7 @@ from stepwell.nets import build
     ("study", "small", "full"), [(PRETRAINED, "1-1-1-2-2-2-1", "full"), (VIT, "3", "6")]
 )
 def test_each_depth_is_compared_with_its_own_rival(study, small, full):
-    number = count(1)
-    results = {
-        arm: {0: {"test": {f"{d}/accuracy": next(number) ** 0.5 / 100 for d in (small, full)},
-                  "costs": {d: {"macs": next(number)} for d in (small, full)},
-                  "seconds": 1.0, "cpu_seconds": next(number) ** 0.5}}
-        for arm in study.arms
-    }  # fmt: skip
+    results = distinct_results(study.arms, (small, full))
     ours, alone = f"{small} < {full}, nested", f"{full} alone"
 
     def gain(rival, depth):
@@ -46,5 +40,7 @@ def test_the_rival_of_a_depth_is_that_depth_alone_from_the_same_start(study):
     start = study.common.get("init")
     for arm in (full, small, again):
         assert arm.all_arguments(study.common).get("init") == start
+    assert UNTAUGHT.items() <= nested[1].arguments.items()
+    assert nested[1].arguments.items() - UNTAUGHT.items() == nested[0].arguments.items()
     assert all(arm.needs == {"init": f"{net.full} alone"} for arm in nested)
     assert study.quick.get("init") is None  # it downloads nothing

@@ -53,7 +53,7 @@ def _study(
     by_offline = Rivals(best, {d: offline(d) for d in (small, full)})
     by_labels = Rivals(best, dict.fromkeys((small, full), untaught))
     claims = [
-        more(PRIMARY[0], "The sub-net is above the same network distilled by itself",
+        more(PRIMARY[0], "The sub-net is above the same network alone, taught by the full net",
              "sub-nets outperform the same networks trained alone (abstract)",
              (best, accuracy(best, small)), (offline(small), accuracy(offline(small), small)),
              unit=ACCURACY, expected=0.5),
@@ -61,8 +61,8 @@ def _study(
              "preserves the full net's performance (abstract)",
              (best, accuracy(best, full)), (alone(full), accuracy(alone(full), full)), -0.5, ACCURACY,
              expected=0.5),
-        more(PRIMARY[2], "Teaching pays: the sub-net is above itself on labels only, of as many "
-             "seconds",
+        more(PRIMARY[2], "Teaching pays: the sub-net is above itself on labels only, of "
+             f"{AS_LONG_UNTAUGHT:g} times as many epochs",
              "EKD improves the sub-nets' generalisation (abstract)",
              (best, accuracy(best, small)), (untaught, accuracy(untaught, small)),
              unit=ACCURACY, expected=0.5),

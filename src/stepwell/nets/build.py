@@ -122,8 +122,8 @@ def build(
     >>> build("resnet32", ["20", "26"], num_classes=10).depths
     {'20': (3, 3, 3), '26': (4, 4, 4), '32': (5, 5, 5)}
     """
+    name, cut = _split_depth(name)
     builder = builder_of(name)
-    name, cut = _cut(name)
     if cut is not None and kept is not None:
         raise ValueError(f"{name}@... says which blocks it keeps: leave kept={kept!r} out")
     kept = kept if cut is None else cut
@@ -131,7 +131,8 @@ def build(
     if name.startswith(ADDER):
         name, adder = name.removeprefix(ADDER), True if adder is False else adder
     depths = named_depths(name, depths, stages)
-    full, changes = builder.full, dict[str, Any]()
+    full = builder.full if kept is None else _depth_name(builder, kept)
+    changes: dict[str, Any] = {}
     if stages is not None:
         changes["stages"] = list(stages)
     stages = builder.stages if stages is None else tuple(stages)
@@ -139,7 +140,7 @@ def build(
         check_numbers({"num_classes": arguments.get("num_classes")}, flags=False)
         if builder.stems:
             check_choice("stem", arguments.get("stem", "small"), Stem)
-        paths = depths | ({} if kept is None else {"@": kept})
+        paths = depths | ({} if kept is None else {full: kept})
         if name.startswith(PREFIX) and paths:
             check_depths(name.removeprefix(PREFIX), paths, stages, arguments)
         module = builder.make(**arguments)
@@ -154,7 +155,6 @@ def build(
         raise ValueError(f"{name}: {error}") from error
     if kept is not None:
         module, stages = truncate(module, stages, kept)
-        full = _depth_name(builder, kept)
         changes["kept"] = list(kept)
     if adaptions:
         module = with_adaptions(module, adaptions)
@@ -287,19 +287,23 @@ def refuse_adders(name: str, noun: str) -> None:
 
 
 def builder_of(name: str) -> Builder:
-    """The builder of a network by name; ValueError if there is none."""
+    """The builder of a network by name; ValueError if there is none.
+
+    That of NAME@DEPTH names the depths that fit into DEPTH. It still makes the whole network, which
+    `build` cuts.
+    """
     if not isinstance(name, str):
         raise ValueError(f"a network's name is a text, such as 'resnet34', not {name!r}")
-    whole, kept = _cut(name)
+    whole, kept = _split_depth(name)
     if kept is not None:
         builder = builder_of(whole)
-        inside = {
+        family = {
             depth: blocks
             for depth, blocks in builder.family.items()
             if all(few <= most for few, most in zip(blocks, kept, strict=True))
         }
         full = _depth_name(builder, kept)
-        return builder._replace(full=full, family=inside | {full: kept})
+        return builder._replace(full=full, family=family | {full: kept})
     given, name = name, name.removeprefix(ADDER)
     if name.startswith(PREFIX):
         return timm_builder(name.removeprefix(PREFIX))
@@ -318,8 +322,8 @@ def builder_of(name: str) -> Builder:
     return BUILDERS[name]
 
 
-def _cut(name: str) -> tuple[str, tuple[int, ...] | None]:
-    """NAME@DEPTH as the network's own name, and the blocks per stage that are kept; else None.
+def _split_depth(name: str) -> tuple[str, tuple[int, ...] | None]:
+    """Split NAME@DEPTH into NAME and the blocks per stage of DEPTH; they are None without "@DEPTH".
 
     ValueError if the network has no such depth.
     """
@@ -340,7 +344,7 @@ def _cut(name: str) -> tuple[str, tuple[int, ...] | None]:
 
 
 def _depth_name(builder: Builder, kept: Sequence[int]) -> str:
-    """The name of a depth as a network of its own."""
+    """The family's name of a depth; else its blocks per stage, such as "2-3-4-2"."""
     known = (depth for depth, blocks in builder.family.items() if blocks == tuple(kept))
     return next(known, "-".join(map(str, kept)))
 

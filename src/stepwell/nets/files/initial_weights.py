@@ -45,7 +45,7 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     path = Path(path)
     header, tensors = read_file(path, plain_too=True)
     ours = dict(net.module.state_dict())
-    card = _presumed(net) if header is None else card_of(header)
+    card = _usual_card(net) if header is None else card_of(header)
     fresh = fill(net, tensors, _described(path, header), relabelled=differ(card.classes, classes))
     if header is None or "depths" not in header:  # plain weights, Stepwell's own among them
         return Start(card, fresh)
@@ -60,8 +60,8 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     return Start(card, fresh)
 
 
-def _presumed(net: NestedNet) -> Card:
-    """The card of a file that holds weights alone."""
+def _usual_card(net: NestedNet) -> Card:
+    """The card for a file that holds weights alone: it has the mean and std of published weights."""
     name = net.builder[0] if net.builder is not None else ""
     if name.startswith(PREFIX):
         import timm
@@ -133,7 +133,7 @@ def fill(
     given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
     stored = net.stored_names()
     given |= {k: given[stored[k]] for k in ours.keys() - given.keys() if stored[k] in given}  # tied
-    given = _within(net, from_plain(net.module, given))
+    given = _first_blocks(net, from_plain(net.module, given))
     if differing := sorted(ours.keys() ^ given.keys()):
         wrapped = all(name.startswith("module.") for name in given)
         hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
@@ -152,12 +152,15 @@ def fill(
             f"{source} does not fit {here}: {unlike[0]} is {tuple(given[unlike[0]].shape)} there "
             f"and {tuple(ours[unlike[0]].shape)} here"
         )
-    net.load_full(given | {k: _modest(ours[k]) for k in fresh})
+    net.load_full(given | {k: _without_excess(ours[k]) for k in fresh})
     return fresh
 
 
-def _within(net: NestedNet, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a network that keeps the first blocks of another needs of that other's weights."""
+def _first_blocks(net: NestedNet, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Pick the weights of the first blocks, if `given` are weights of the whole network.
+
+    Other weights, and those for a network that keeps all its blocks, are returned as they are.
+    """
     name, arguments = net.builder if net.builder is not None else ("", {})
     kept = arguments.get("kept")
     if kept is None or given.keys() == net.module.state_dict().keys():
@@ -170,16 +173,17 @@ def _within(net: NestedNet, given: dict[str, Tensor]) -> dict[str, Tensor]:
     return {ours: given[theirs] for ours, theirs in other.stored_names("kept").items()}
 
 
-def _modest(weight: Tensor) -> Tensor:
-    """A fresh classifier's weight; one far larger than `nn.Linear` draws it gets the spread of that.
+def _without_excess(weight: Tensor) -> Tensor:
+    """Give a classifier's fresh weight the spread that `nn.Linear` draws, if it has over twice that.
 
-    EfficientNets draw it by the number of *outputs*: on pretrained features, the logits of a few
+    timm draws EfficientNets' by the number of outputs. On pretrained features, the logits of a few
     classes are then so large that the first epochs only make them smaller.
     """
     if weight.ndim < 2 or weight.numel() < 2:
         return weight
-    spread = (3 * weight[0].numel()) ** -0.5  # of numbers drawn evenly from -1/√inputs to 1/√inputs
-    return weight * (spread / weight.std()) if weight.std() > 2 * spread else weight
+    usual = (3 * weight[0].numel()) ** -0.5  # of numbers drawn evenly from -1/√inputs to 1/√inputs
+    spread = weight.std()
+    return weight * (usual / spread) if spread > 2 * usual else weight
 
 
 def start_pretrained(net: NestedNet, classes: tuple[str, ...] = ()) -> Start:

@@ -116,10 +116,10 @@ def _file(extra_flags: Sequence[str]) -> Path:
     file = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file_of_key in folder.glob(f"adder-{key}-*.so"):
+        for kept in folder.glob(f"adder-{key}-*.so"):
             with contextlib.suppress(OSError):  # another process has removed it, or it is a folder
-                if not _undamaged(file_of_key):
-                    file_of_key.unlink()
+                if not _undamaged(kept):
+                    kept.unlink()
         write_whole(file, binary)
     except OSError as error:
         _note_copy(f"is not kept ({error})")
@@ -128,7 +128,7 @@ def _file(extra_flags: Sequence[str]) -> Path:
 
 
 def _undamaged(file: Path) -> bool:
-    """Whether a kept library can be read and holds the bytes that its name was made from."""
+    """Check that a kept library can be read, and that its name was made from its bytes."""
     try:
         return file.is_file() and file.name == _name(file.name.rpartition("-")[0], file.read_bytes())
     except OSError:
