@@ -334,6 +334,16 @@ def test_plain_weights_of_a_named_network(images, tmp_path, stem):
         open_teacher([f"resnet20={tmp_path / 'w.pth'}"])
 
 
+def test_plain_weights_of_a_depth_by_name(tmp_path):
+    net = build("resnet20@14", num_classes=3)
+    torch.save(net.module.state_dict(), tmp_path / "w.pth")
+    (source,) = open_teacher([f"resnet20@14={tmp_path / 'w.pth'}"]).sources
+    assert torch.equal(source.module.fc.weight, net.module.fc.weight)
+    torch.save(build("resnet20", num_classes=3).module.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w.pth does not fit this resnet20@14: \d+ names differ"):
+        open_teacher([f"resnet20@14={tmp_path / 'w.pth'}"])
+
+
 def test_plain_weights_that_do_not_say_their_stem(tmp_path):
     torch.save(build("mobilenet_v2").module.state_dict(), tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"fits mobilenet_v2 with either stem and does not say"):
@@ -397,6 +407,8 @@ def test_published_weights_by_name(images, monkeypatch):
         (["{tmp}/script.pt"], {}, "holds more than weights, such as a pickled module"),
         (["resnet18={tmp}/epoch.pt"], {}, "is no state dict: save `model.state_dict"),
         (["resnet20"], {}, "torchvision publishes no weights for resnet20"),
+        (["resnet34@18"], {}, "teacher resnet34@18: no weights of a depth alone are published: name a"),
+        (["timm/vit_tiny_patch16_224@2"], {}, "no weights of a depth alone are published: name a run"),
         (
             ["{net}", "{other}"],
             {},

@@ -327,7 +327,7 @@ def _split_depth(name: str) -> tuple[str, tuple[int, ...] | None]:
 
     ValueError if the network has no such depth.
     """
-    whole, at, depth = name.rpartition("@") if isinstance(name, str) else ("", "", "")
+    whole, at, depth = name.partition("@") if isinstance(name, str) else ("", "", "")
     if not at or not is_network(whole):
         return name, None
     builder = builder_of(whole)

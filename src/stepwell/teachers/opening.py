@@ -187,17 +187,19 @@ def open_teacher(
 
 
 def _open(name: str) -> Source:
-    if is_network(name) and "=" not in name and not Path(name).exists():
-        net = build(name)
-        card = start_pretrained(net).card
-        mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
-        return _source(name, net, mark, card)._replace(normalisation=(card.mean, card.std))
-    path = Path(name)
-    network, _, file = name.partition("=")
-    if not path.exists() and is_network(network):
-        net, plain_card = load_plain(network, Path(file))
-        mark = f"{network}={fingerprint(Path(file))}"
-        return _source(name, net, mark, plain_card)
+    network, equals, file = name.partition("=")
+    whole, at, _ = network.partition("@")
+    if is_network(whole) and not Path(name).exists():
+        if equals:
+            net, plain_card = load_plain(network, Path(file))
+            return _source(name, net, f"{network}={fingerprint(Path(file))}", plain_card)
+        if at and not Path(whole).exists():
+            raise ValueError(f"teacher {name}: no weights of a depth alone are published: name {KINDS}")
+        if not at:
+            net = build(name)
+            card = start_pretrained(net).card
+            mark = digest({"network": name}, dict(net.module.state_dict()))[:16]
+            return _source(name, net, mark, card)._replace(normalisation=(card.mean, card.std))
     path, depth = path_and_depth(name, KINDS)
     if path.suffix == ".onnx":
         if depth is not None:

@@ -394,6 +394,29 @@ def test_a_depth_is_a_network_of_its_own_by_name(name, tmp_path):
     assert_close(again.module(x), expected, **EXACT)
 
 
+@pytest.mark.parametrize("status", ["trained", "fresh"])
+def test_a_depth_starts_with_its_own_norms_where_the_file_has_trained_them(status, tmp_path):
+    nested = build("resnet20", ["14", "8"], num_classes=10)
+    lively(nested.module)
+    nested.load_depth(
+        "14", {k: v + 1 for k, v in nested.subnet("14").state_dict().items() if "bn" in k}
+    )
+    nested.mark("trained")
+    nested.mark(status, "14")
+    stepwell.save(nested, tmp_path / "nested.safetensors")
+    net = build("resnet20@14", ["8"], num_classes=4)
+    head = net.module.fc.weight.detach().clone()
+    start = initialise(net, tmp_path / "nested.safetensors")
+    assert start.fresh == ("fc.weight", "fc.bias")
+    assert torch.equal(net.module.fc.weight, head)
+    norm = "layer2.0.bn1.bias"  # behind the fork
+    own, full = nested.subnet("14").state_dict(), nested.module.state_dict()
+    assert not torch.equal(own[norm], full[norm])
+    expected = own if status == "trained" else full
+    assert torch.equal(net.module.layer2[0].bn1.bias, expected[norm])
+    assert torch.equal(net.subnet("8").layer2[0].bn1.bias, nested.subnet("8").layer2[0].bn1.bias)
+
+
 def test_names_of_depths_that_there_are_not():
     assert usual_depths("resnet32@20") == ("14",)
     for name, message in {
@@ -402,6 +425,7 @@ def test_names_of_depths_that_there_are_not():
         "resnet34@3,4": "no network 'resnet34@3,4'; ",
         "resnet34@3,4,6,4": "no network 'resnet34@3,4,6,4'; ",
         "resnet34@0,4,6,3": "no network 'resnet34@0,4,6,3'; ",
+        "resnet34@18@18": "no network 'resnet34@18@18'; there are resnet34@18, ",
         "glance-resnet20@14/2": "a glance takes a whole ResNet, such as resnet20",
         "vgg@3": "no network 'vgg@3'; there are resnet18, ",
     }.items():

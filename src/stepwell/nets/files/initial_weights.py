@@ -1,7 +1,7 @@
 """Initial weights of a network from a file, or published by torchvision and timm."""
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -37,6 +37,7 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     """Start `net` from the weights of a run directory or a file.
 
     A Stepwell file fills the full net and, if both have private norms, those of every common sub-net.
+    A network that is one depth (`NAME@DEPTH`) starts as that depth of the file, if it is ready there.
     Any other file (safetensors, or a `torch.save`d state dict) has torchvision's or timm's names and,
     presumably, the mean and std of the weights that timm publishes for this network, else ImageNet's.
     It fills the full net; each private norm starts as the full net's. A classifier of another size, or
@@ -52,12 +53,28 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     tensors |= {k: ours[k] for k in fresh if "builder" not in header}
     heads = {exit: partial(deepcopy, head) for exit, head in net.exits.items()}
     theirs = assemble(header, tensors, path, lambda: deepcopy(net.module), heads)
+    if same := [d for d in theirs.subnets if theirs.depths[d] == _kept(net) and d not in theirs.exits]:
+        _start_as(net, theirs, same[0], fresh)
     if net.norm_sharing == theirs.norm_sharing == "private":
         for depth, blocks in net.subnets.items():
             if theirs.subnets.get(depth) == blocks:
                 state = theirs.subnet(depth).state_dict()
                 net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
     return Start(card, fresh)
+
+
+def _start_as(net: NestedNet, theirs: NestedNet, depth: str, fresh: Collection[str]) -> None:
+    """Give the full net the weights of a ready depth, except those of the names that stay `fresh`."""
+    if theirs.status[depth] == "fresh":
+        return
+    state = theirs.subnet(depth).state_dict()
+    net.load_full(net.module.state_dict() | {k: v for k, v in state.items() if k not in fresh})
+
+
+def _kept(net: NestedNet) -> tuple[int, ...] | None:
+    """The blocks per stage that a network keeps of the one it is named after; None for all."""
+    kept = None if net.builder is None else net.builder[1].get("kept")
+    return None if kept is None else tuple(kept)
 
 
 def _usual_card(net: NestedNet) -> Card:
@@ -101,7 +118,7 @@ def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
     for stem in stems:
         net = build(name, **arguments, **stem)
         try:
-            fill(net, tensors, str(path))
+            fill(net, tensors, str(path), trained=True)
             fitting.append(net)
         except ValueError:
             if not fitting and stem is stems[-1]:
@@ -121,19 +138,28 @@ def differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
 
 
 def fill(
-    net: NestedNet, tensors: Mapping[str, Tensor], source: str, *, relabelled: bool = False
+    net: NestedNet,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    *,
+    relabelled: bool = False,
+    trained: bool = False,
 ) -> tuple[str, ...]:
     """Load the full net's `tensors`, except a classifier of another size; return the names left fresh.
 
-    The classifier stays fresh, too, if it is `relabelled`: `tensors` has other classes. ValueError if
-    they do not fit; the message begins with `source`.
+    The classifier stays fresh, too, if it is `relabelled`: `tensors` has other classes. A network that
+    is one depth takes the first blocks of the whole network's weights, unless it has to be `trained`.
+    ValueError if they do not fit; the message begins with `source`.
     """
     ours = net.module.state_dict()
     here = "this network" if net.builder is None else f"this {net.builder[0]}"
+    here += f"@{net.full}" if _kept(net) is not None else ""
     given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
     stored = net.stored_names()
     given |= {k: given[stored[k]] for k in ours.keys() - given.keys() if stored[k] in given}  # tied
-    given = _first_blocks(net, from_plain(net.module, given))
+    given = from_plain(net.module, given)
+    if not trained:
+        given = _first_blocks(net, given)
     if differing := sorted(ours.keys() ^ given.keys()):
         wrapped = all(name.startswith("module.") for name in given)
         hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
@@ -161,10 +187,10 @@ def _first_blocks(net: NestedNet, given: dict[str, Tensor]) -> dict[str, Tensor]
 
     Other weights, and those for a network that keeps all its blocks, are returned as they are.
     """
-    name, arguments = net.builder if net.builder is not None else ("", {})
-    kept = arguments.get("kept")
-    if kept is None or given.keys() == net.module.state_dict().keys():
+    kept = _kept(net)
+    if net.builder is None or kept is None or given.keys() == net.module.state_dict().keys():
         return given
+    name, arguments = net.builder
     with torch.device("meta"):
         whole = {k: v for k, v in arguments.items() if k not in ("kept", "adaptions", "multipliers")}
         other = build(name, {"kept": kept}, norms="shared", **whole)
