@@ -17,6 +17,10 @@ import torch
 import torchvision  # noqa: F401
 from PIL import Image
 
+from typecheck import jaxtyped
+
+# The import hook of jaxtyping's plugin looks it up for every function.
+jaxtyping.jaxtyped = jaxtyped
 # Small networks are no work to share, and threads that wait for a busy core cost much.
 torch.set_num_threads(1)
 

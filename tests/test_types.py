@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stepwell.types import not_finite
+from stepwell.types import not_finite, probabilities_in
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -26,3 +26,12 @@ def test_a_sum_that_overflows_is_no_fault():
         )
         is None
     )
+
+
+def test_tests_check_the_types_of_arguments_and_results():
+    from jaxtyping import TypeCheckError
+
+    with pytest.raises(TypeCheckError, match="not_finite"):
+        not_finite(["no mapping"])
+    with pytest.raises(TypeCheckError, match="logits"):
+        probabilities_in(torch.zeros(2, 3, 4), "who")
