@@ -65,6 +65,7 @@ def verified(quick, tmp_path_factory):
     return record, page, folder
 
 
+@pytest.mark.long
 def test_verify_drnet_quick_runs_every_kind_of_arm(verified):
     record, page, folder = verified
     assert {*record["arms"]} == {

@@ -128,7 +128,7 @@ def test_a_run_of_two_phases_killed_in_each_ends_bit_identical(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "start"),
-    [("SIGTERM", started_from_nothing), ("SIGINT", started)],
+    [pytest.param("SIGTERM", started_from_nothing, marks=pytest.mark.long), ("SIGINT", started)],
     ids=["SIGTERM", "SIGINT"],
 )
 def test_a_signal_leaves_a_whole_checkpoint_and_the_same_command_goes_on(whole, tmp_path, name, start):
