@@ -27,6 +27,7 @@ NAMES = (
     "dynamic",
     "dynamic_graphs",
     "dynamic_places",
+    "dynamic_tokens",
     "precision",
     "kg",
     "text",

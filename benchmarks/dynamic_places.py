@@ -1,19 +1,13 @@
-"""Time of decisions by place and by time, over the network that makes none, on one thread.
+"""Time of decisions by place, and of exits on texts, over the network that makes none, on one thread.
 
 Decisions are set, not learnt, so that each share of active work is met exactly; mask units and heads
 count.
 """
 
-import math
-import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -23,22 +17,15 @@ from benchmarks.text import CONFIG, LAYERS, WORDS
 from benchmarks.timing import ratio, side_by_side
 from stepwell import Card, build
 from stepwell.cost import count_macs
-from stepwell.export.onnx import export_onnx
-from stepwell.measure.sequences import EveryToken, sequence_macs
 from stepwell.measure.skipping import break_even_of
 from stepwell.memory import keep_freed_memory
-from stepwell.nets.decisions.estimators import Draw
 from stepwell.nets.decisions.glances import crops
 from stepwell.nets.decisions.pixels import Masked, MaskedBasicBlock, MaskedBottleneck
-from stepwell.nets.decisions.sequences import skip_cell
-from stepwell.nets.files.onnx import session
 
 #: Rounds, and seconds to measure a block's break-even.
 ROUNDS, SECONDS = 7, 1.0
 #: Other programs disturb the processor's own clock less.
 CLOCK: dict[str, Any] = {"clock": time.process_time, "warmup": 2}
-#: Numbers of a word's vector, and tokens of a text.
-INPUTS, READ, WIDTHS = 384, 100, (128, 512, 1024)
 #: Blocks with masks: the plain and the masked class, channels, width, pixels.
 CASES: dict[str, tuple[Any, Any, int, int, int]] = {
     "basic block, 64 channels, 32 pixels": (BasicBlock, MaskedBasicBlock, 64, 64, 32),
@@ -113,50 +100,15 @@ def exits_on_texts(tokens: int, batch: int) -> dict[str, Any]:
     return cascades(net, ids, [0.0, 0.15, 0.3, 0.5], rounds=ROUNDS, **CLOCK)
 
 
-def sequences(width: int) -> dict[str, Any]:
-    """A GRU that reads a share of the tokens, over torch's own layer, which reads every one.
-
-    Also as an ONNX graph, and the same loop reading every token.
-    """
-    net = build(f"skip-gru/{width}", inputs=INPUTS, words=WORDS, num_classes=2).eval()
-    net.card = Card(("0", "1"), READ, input="text")
-    net.mark("trained")
-    every, gate, macs = EveryToken(net).eval(), skip_cell(net.module).gate, sequence_macs(net)
-    nn.init.zeros_(gate.weight)
-    ratios: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
-        ids = torch.randint(3, WORDS, (32, READ), generator=torch.Generator().manual_seed(0))
-        export_onnx(net, "1", Path(name) / "1.onnx", ids)
-        model = onnx.load(Path(name) / "1.onnx")
-    (bias,) = (weight for weight in model.graph.initializer if weight.name.endswith("gate.bias"))
-    for apart in (1, 2, 4, 10):  # tokens from one update to the next
-        nn.init.constant_(gate.bias, -math.log(2 * apart - 2) if apart > 1 else 99.0)
-        bias.CopyFrom(onnx.numpy_helper.from_array(gate.bias.detach().numpy(), bias.name))
-        graph = session(model.SerializeToString())
-        for x in (ids, ids[:1]):
-            feed = {"input_ids": x.numpy(), "attention_mask": np.ones_like(x.numpy())}
-            runs: dict[str, Callable[[], object]] = {
-                "skips": partial(net, x), "graph": partial(graph.run, None, feed),
-                "loop": partial(net, x, given={"draw": Draw("always")}), "layer": partial(every, x),
-            }  # fmt: skip
-            times = side_by_side(runs, rounds=ROUNDS, **CLOCK)
-            ratios[f"1 of {apart} tokens, batch {len(x)}"] = {
-                "by MACs": macs.at(-(-READ // apart)) / macs.every(READ),
-                **{f"{run} over layer": ratio(times, run, "layer") for run in [*runs][:3]},
-            }
-    return ratios
-
-
 @torch.inference_mode()
 def measure() -> dict[str, Any]:
-    """Ratios of times of blocks that run at some positions, and of texts that are read in part."""
+    """Ratios of times of blocks that run at some positions, of glances, and of exits on texts."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()  # as the command line does
     ratios = {f"pixels, {name}, batch {batch}": pixels(name, batch)
               for name in CASES for batch in (8, 1)}  # fmt: skip
     ratios |= {f"glances, 96 pixels, batch {batch}": glances(96, batch) for batch in (64, 1)}
-    ratios |= {
+    return ratios | {
         f"exits of an encoder, 32 tokens, batch {batch}": exits_on_texts(32, batch) for batch in (32, 1)
     }
-    return ratios | {f"tokens, GRU of {width}": sequences(width) for width in WIDTHS}

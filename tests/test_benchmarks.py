@@ -64,6 +64,7 @@ LONG = (
     "dynamic",
     "dynamic_graphs",
     "dynamic_places",
+    "dynamic_tokens",
     "file_size",
     "freed_memory",
     "help_time",
