@@ -156,6 +156,15 @@ def test_a_padding_token_inside_a_text_is_a_word_in_every_form():
     assert compacted.extras["length"][0].tolist() == [LENGTH - 4 * i for i in range(TEXTS - 1)]
 
 
+def test_texts_padded_in_front_are_refused():
+    net, ids = network()
+    mask = ids != 0
+    with torch.no_grad():
+        assert torch.equal(net.module(ids, attention_mask=mask), net.module(ids))
+        with pytest.raises(ValueError, match="padded in front: pad them at the end"):
+            net.module(ids.flip(1), attention_mask=mask.flip(1))
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_with_every_token_it_is_torchs_layer(cell):
     net, ids = network(cell)

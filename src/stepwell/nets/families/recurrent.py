@@ -22,7 +22,7 @@ class Words(nn.Module):
     """Token ids (batch, tokens) to the mask of real tokens, and their vectors, each normalised.
 
     Padding stands at the end of a text: all before its last real token counts as text. ValueError for
-    texts without any token.
+    texts without any token, and for an attention mask of texts that are padded in front.
     """
 
     def __init__(self, words: int, inputs: int, padding: int) -> None:
@@ -40,6 +40,14 @@ class Words(nn.Module):
     def mask(self, ids: Tensor, attention_mask: Tensor | None = None) -> Mask:
         """True for real tokens."""
         given = ids != self.padding if attention_mask is None else attention_mask.bool()
+        if (
+            attention_mask is not None
+            and _can_branch(given)
+            and bool((~given[:, 0] & given.any(1)).any())
+        ):
+            raise ValueError(
+                "texts padded in front: pad them at the end (a tokenizer's padding_side='right')"
+            )
         # a word of the text that is the padding token is read as a word: only the end is padding
         mask: Mask = given.flip(1).cumsum(1).flip(1) > 0
         return mask
@@ -77,6 +85,11 @@ class Recurrent(nn.Module):
         for cell in self.cells:
             state = cell(state)
         return self.classifier(self.dropout(state))
+
+
+def _can_branch(x: Tensor) -> bool:
+    """Check whether code may look at a tensor's values: not where a graph is made of it."""
+    return not (x.is_meta or torch.compiler.is_compiling() or torch.compiler.is_exporting())
 
 
 def is_recurrent(name: str) -> bool:
