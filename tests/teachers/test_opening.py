@@ -387,6 +387,7 @@ def test_published_weights_by_name(images, monkeypatch):
         ([""], {}, "no teacher '': name a run directory, a file"),
         (["{net}", "{plain}", "{net}"], {}, "net.safetensors is named twice: name each member"),
         (["{net}@9"], {}, "no depth '9'; this net has 8, 14"),
+        (["{net}@"], {}, "net.safetensors@: name a depth behind the @, or leave the @ out"),
         (["{fresh}@8"], {}, "depth '8' was never trained"),
         (
             ["{tmp}/begun"],

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -336,10 +337,14 @@ def _split_depth(name: str) -> tuple[str, tuple[int, ...] | None]:
     kept = tuple(map(int, depth.split(","))) if blocks else ()
     kept = builder.family.get(depth, kept)
     if len(kept) != len(most) or any(few > many for few, many in zip(kept, most, strict=True)):
-        there = [f"{whole}@{d}" for d in builder.family if d != builder.full]
-        whole_depth = ",".join(map(str, most))
-        there += [f"{whole}@BLOCKS (of each stage, at most {whole_depth})"] * (len(most) > 1)
-        raise ValueError(f"no network {name!r}; there are {', '.join(there)}")
+        fitting = (d for d, few in builder.family.items() if all(map(le, few, most)))
+        there = [f"{whole}@{d}" for d in fitting if d != builder.full]
+        if len(most) > 1 and max(most) > 1:
+            there.append(f"{whole}@BLOCKS (of each stage, at most {','.join(map(str, most))})")
+        there = there or [f"{whole}, which has no shallower depth"]
+        raise ValueError(
+            f"no network {name!r}; there {'is' if len(there) == 1 else 'are'} {', '.join(there)}"
+        )
     return whole, kept
 
 

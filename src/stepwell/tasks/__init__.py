@@ -16,5 +16,6 @@ TASKS = {"image": "stepwell.tasks.classification", "text": "stepwell.tasks.text"
 
 def task_of(data: str, net: str) -> ModuleType:
     """Import the module of the task that `data` is for, or `net`: a folder is a text encoder."""
-    texts = holds_texts(data) or (not is_network(net) and Path(net).is_dir())
+    by_name = not net or is_network(net.partition("@")[0])
+    texts = holds_texts(data) or (not by_name and Path(net).is_dir())
     return importlib.import_module(TASKS["text" if texts else "image"])

@@ -217,6 +217,8 @@ def path_and_depth(name: str, kinds: str) -> tuple[Path, str | None]:
         path = Path(before)
     if not name or not path.exists():
         raise FileNotFoundError(f"no teacher {name!r}: name {kinds}")
+    if depth == "":
+        raise ValueError(f"teacher {name}: name a depth behind the @, or leave the @ out")
     return path, depth
 
 
