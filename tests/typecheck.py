@@ -1,7 +1,7 @@
 """Types of arguments and results are checked in tests, by beartype.
 
-jaxtyping binds the shapes of tensors in every call of a function, which takes a third of the time of
-all tests. Functions whose signature has no shapes, nine of ten, need beartype alone.
+jaxtyping binds the shapes of tensors in every call of a function, which takes time. Functions whose
+signature has no shapes, nine of ten, need beartype alone.
 """
 
 import functools
