@@ -140,7 +140,7 @@ def test_glances_and_frames_are_named_for_what_they_see():
     ].shape == (2, 1)
     with pytest.raises(ValueError, match="glance-resnet8/3: its glances are crops"):
         build("glance-resnet8/3", image_size=32, frames=4)
-    with pytest.raises(ValueError, match="glances of 8.0 pixels do not divide|Type-check"):
+    with pytest.raises(ValueError, match="glances of 8.0 pixels do not divide|violates type hint"):
         build("glance-resnet8/3", image_size=32, side=8.0)
 
 

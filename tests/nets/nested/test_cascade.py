@@ -171,7 +171,9 @@ def test_bad_cascades_are_refused(net):
     for bad in (float("nan"), -0.1, 1.01, float("inf")):
         with pytest.raises(ValueError, match=f"'8' is {bad}: it must be between 0 and 1"):
             Cascade(net, {"8": bad})
-    with pytest.raises((ValueError, TypeError), match="'8' is '0.5': it must be a number|Type-check"):
+    with pytest.raises(
+        (ValueError, TypeError), match="'8' is '0.5': it must be a number|violates type hint"
+    ):
         Cascade(net, {"8": "0.5"})
     with pytest.raises(ValueError, match="a temperature for '9', which is no depth of this cascade"):
         Cascade(net, {"8": 0.5}, temperatures={"9": 2.0})
@@ -304,7 +306,9 @@ def test_bad_criteria_are_refused(net):
     ):
         with pytest.raises(ValueError, match=message):
             Cascade(net, {"8": 0.5}, criterion=wrong)(x)
-    with pytest.raises((ValueError, TypeError), match="criterion=3: name one, or give|Type-check"):
+    with pytest.raises(
+        (ValueError, TypeError), match="criterion=3: name one, or give|violates type hint"
+    ):
         Cascade(net, {"8": 0.5}, criterion=3)
 
 
