@@ -27,8 +27,6 @@ from stepwell.nets.decisions.sequences import skip_cell
 from stepwell.nets.files.onnx import session
 
 ROUNDS = 7
-#: Other programs disturb the processor's own clock less.
-CLOCK: dict[str, Any] = {"clock": time.process_time, "warmup": 2}
 #: Numbers of a word's vector, tokens of a text, and widths of the state.
 INPUTS, READ, WIDTHS = 384, 100, (128, 512, 1024)
 CELLS = ("gru", "lstm")
@@ -60,7 +58,7 @@ def sequences(cell: str, width: int) -> dict[str, Any]:
                 "skips": partial(net, x), "graph": partial(graph.run, None, feed),
                 "loop": partial(net, x, given={"draw": Draw("always")}), "layer": partial(every, x),
             }  # fmt: skip
-            times = side_by_side(runs, rounds=ROUNDS, **CLOCK)
+            times = side_by_side(runs, rounds=ROUNDS, warmup=2, clock=time.process_time)
             ratios[f"1 of {apart} tokens, batch {len(x)}"] = {
                 "by MACs": macs.at(-(-READ // apart)) / macs.every(READ),
                 **{f"{run} over layer": ratio(times, run, "layer") for run in [*runs][:3]},

@@ -298,11 +298,7 @@ def builder_of(name: str) -> Builder:
     whole, kept = _split_depth(name)
     if kept is not None:
         builder = builder_of(whole)
-        family = {
-            depth: blocks
-            for depth, blocks in builder.family.items()
-            if all(few <= most for few, most in zip(blocks, kept, strict=True))
-        }
+        family = {depth: blocks for depth, blocks in builder.family.items() if _fits(blocks, kept)}
         full = _depth_name(builder, kept)
         return builder._replace(full=full, family=family | {full: kept})
     given, name = name, name.removeprefix(ADDER)
@@ -336,8 +332,8 @@ def _split_depth(name: str) -> tuple[str, tuple[int, ...] | None]:
     blocks = re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", depth)
     kept = tuple(map(int, depth.split(","))) if blocks else ()
     kept = builder.family.get(depth, kept)
-    if len(kept) != len(most) or any(few > many for few, many in zip(kept, most, strict=True)):
-        fitting = (d for d, few in builder.family.items() if all(map(le, few, most)))
+    if not _fits(kept, most):
+        fitting = (d for d, few in builder.family.items() if _fits(few, most))
         there = [f"{whole}@{d}" for d in fitting if d != builder.full]
         if len(most) > 1 and max(most) > 1:
             there.append(f"{whole}@BLOCKS (of each stage, at most {','.join(map(str, most))})")
@@ -346,6 +342,11 @@ def _split_depth(name: str) -> tuple[str, tuple[int, ...] | None]:
             f"no network {name!r}; there {'is' if len(there) == 1 else 'are'} {', '.join(there)}"
         )
     return whole, kept
+
+
+def _fits(blocks: Sequence[int], most: Sequence[int]) -> bool:
+    """Check that a depth has as many stages as another, and no more blocks in any of them."""
+    return len(blocks) == len(most) and all(map(le, blocks, most))
 
 
 def _depth_name(builder: Builder, kept: Sequence[int]) -> str:

@@ -40,11 +40,8 @@ class Words(nn.Module):
     def mask(self, ids: Tensor, attention_mask: Tensor | None = None) -> Mask:
         """True for real tokens."""
         given = ids != self.padding if attention_mask is None else attention_mask.bool()
-        if (
-            attention_mask is not None
-            and _can_branch(given)
-            and bool((~given[:, 0] & given.any(1)).any())
-        ):
+        static = torch.compiler.is_compiling() or given.is_meta  # no value may be looked at
+        if attention_mask is not None and not static and (~given[:, 0] & given.any(1)).any():
             raise ValueError(
                 "texts padded in front: pad them at the end (a tokenizer's padding_side='right')"
             )
@@ -85,11 +82,6 @@ class Recurrent(nn.Module):
         for cell in self.cells:
             state = cell(state)
         return self.classifier(self.dropout(state))
-
-
-def _can_branch(x: Tensor) -> bool:
-    """Check whether code may look at a tensor's values: not where a graph is made of it."""
-    return not (x.is_meta or torch.compiler.is_compiling() or torch.compiler.is_exporting())
 
 
 def is_recurrent(name: str) -> bool:

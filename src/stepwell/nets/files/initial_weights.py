@@ -1,7 +1,7 @@
 """Initial weights of a network from a file, or published by torchvision and timm."""
 
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -53,22 +53,18 @@ def initialise(net: NestedNet, path: str | Path, classes: tuple[str, ...] = ()) 
     tensors |= {k: ours[k] for k in fresh if "builder" not in header}
     heads = {exit: partial(deepcopy, head) for exit, head in net.exits.items()}
     theirs = assemble(header, tensors, path, lambda: deepcopy(net.module), heads)
-    if same := [d for d in theirs.subnets if theirs.depths[d] == _kept(net) and d not in theirs.exits]:
-        _start_as(net, theirs, same[0], fresh)
+
+    def known(depth: str) -> dict[str, Tensor]:
+        return {k: v for k, v in theirs.subnet(depth).state_dict().items() if k not in fresh}
+
+    same = [d for d, blocks in theirs.subnets.items() if blocks == _kept(net) and d not in theirs.exits]
+    if same and theirs.status[same[0]] != "fresh":
+        net.load_full(net.module.state_dict() | known(same[0]))
     if net.norm_sharing == theirs.norm_sharing == "private":
         for depth, blocks in net.subnets.items():
             if theirs.subnets.get(depth) == blocks:
-                state = theirs.subnet(depth).state_dict()
-                net.load_depth(depth, {k: v for k, v in state.items() if k not in fresh})
+                net.load_depth(depth, known(depth))
     return Start(card, fresh)
-
-
-def _start_as(net: NestedNet, theirs: NestedNet, depth: str, fresh: Collection[str]) -> None:
-    """Give the full net the weights of a ready depth, except those of the names that stay `fresh`."""
-    if theirs.status[depth] == "fresh":
-        return
-    state = theirs.subnet(depth).state_dict()
-    net.load_full(net.module.state_dict() | {k: v for k, v in state.items() if k not in fresh})
 
 
 def _kept(net: NestedNet) -> tuple[int, ...] | None:
