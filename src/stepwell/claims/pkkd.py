@@ -27,6 +27,9 @@ PLAIN, LARGE, HUGE = (
 )  # fmt: skip
 SIGN, UNCLIPPED = "adder, sign gradient", "adder, no HardTanh"
 UNNORMED, EVERYWHERE = "adder, logits not normalised", "adder, first layer too"
+#: Other lengths of training, as shares of the study's epochs.
+SHARES = {"a third of the epochs": 1 / 3, "2 × the epochs": 2.0, "4 × the epochs": 4.0}
+LONGEST = "4 × the epochs"
 
 
 def taught(**arguments: Any) -> Arm:
@@ -57,6 +60,9 @@ ARMS: dict[str, Arm] = {
     UNCLIPPED: ablated(gradient="difference"),
     UNNORMED: ablated(normed_logits=False),
     EVERYWHERE: ablated(everywhere=True),
+    **{f"{arm}, {length}": Arm("supervised", {"net": net}, scaled={"epochs": share})
+       for length, share in SHARES.items()
+       for arm, net in ((CONVOLUTION, NET), (ADDER, f"adder/{NET}"))},
 }  # fmt: skip
 
 
@@ -80,6 +86,13 @@ GAINS = (
 #: Named before the runs: the teaching helps, its features matter beside soft targets, and the gain is
 #: that of adder layers.
 PRIMARY = ("better-than-alone", "features-matter", "gain-of-adders")
+
+
+def lead(length: str = "") -> Measure:
+    """What the convolutional network is ahead of the adder network, in points."""
+    return less(accuracy_of(CONVOLUTION + length), accuracy_of(ADDER + length))
+
+
 CLAIMS = [
     above(PRIMARY[0], "PKKD makes the adder network more accurate",
           "92.02 to 92.96 % (README of AdderNet: ResNet-20, 32 pixels, 400 epochs)", PKKD, ADDER,
@@ -94,6 +107,12 @@ CLAIMS = [
           -1.0),
     above("gap", "The convolutional network is more accurate than the adder network",
           "92.25 and 91.84 % (table of AdderNet: ResNet-20)", CONVOLUTION, ADDER),
+    above("gap-longest", "It still is after 4 × the epochs", "as above, after 400 epochs",
+          f"{CONVOLUTION}, {LONGEST}", f"{ADDER}, {LONGEST}"),
+    Claim("gap-closes", "Adder networks need more epochs: after 4 × the epochs, the convolutional "
+          "network is less far ahead", "400 epochs (AdderNet)", ACCURACY,
+          {"lead": lead(), "lead after 4 × the epochs": lead(f", {LONGEST}")},
+          less(lead(f", {LONGEST}"), lead()), below=True, pool="leads"),
     above("progressive", "A twin that trains along teaches better, by soft targets alone, than a "
           "trained network", "progressive teaching (abstract of PKKD)", PROGRESSIVE, FIXED),
     above("kernels", "Kernels are better than raw features", "two kernels (abstract of PKKD)", KERNELS,
@@ -143,6 +162,10 @@ STUDY = Study(
         Question("Does the twin help, and whom?",
                  (CONVOLUTION, ADDER, PKKD, PROGRESSIVE, FIXED, CONTROL),
                  ("convolution", "gap", "progressive")),
+        Question("Does an adder network need more epochs?",
+                 (CONVOLUTION, ADDER, *(f"{arm}, {length}" for length in SHARES
+                                        for arm in (CONVOLUTION, ADDER))),
+                 ("gap-*",)),
         Question("Which features?", (PROGRESSIVE, RAW, KERNELS, PKKD), ("kernels", "maps")),
         Question("Which parts does an adder network need?", (ADDER, "adder, *"),
                  ("rate", "parts/*")),
@@ -150,7 +173,8 @@ STUDY = Study(
     plot=Plot(Axis("processor seconds of training, with the twin"), Axis("test accuracy, %", 100), {
         title: [Point(arm, "cpu_seconds", f"{DEPTH}/accuracy") for arm in arms]
         for title, arms in {
-            "networks alone": (CONVOLUTION, ADDER),
+            **{f"{arm}, a third to 4 × the epochs": (arm, *(f"{arm}, {length}" for length in SHARES))
+               for arm in (CONVOLUTION, ADDER)},
             "adder networks, soft targets": (FIXED, PROGRESSIVE),
             "adder networks, features too": (RAW, KERNELS, PKKD),
             "convolutional student": (CONTROL,),
