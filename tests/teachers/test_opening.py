@@ -344,6 +344,17 @@ def test_plain_weights_of_a_depth_by_name(tmp_path):
         open_teacher([f"resnet20@14={tmp_path / 'w.pth'}"])
 
 
+def test_exported_weights_of_a_network_of_one_image_size_say_that_size(tmp_path):
+    net = build("vit6@3", num_classes=3, image_size=8)
+    net.card = Card(CLASSES, size=8)
+    net.mark("trained")
+    images = torch.rand(2, 3, 8, 8)
+    export_safetensors(net, "3", tmp_path / "w.safetensors", images)
+    (source,) = open_teacher([f"vit6@3={tmp_path / 'w.safetensors'}"]).sources
+    assert (source.size, source.classes) == (8, CLASSES)
+    assert_close(source.teacher(images).logits, net.eval()(images))
+
+
 def test_plain_weights_that_do_not_say_their_stem(tmp_path):
     torch.save(build("mobilenet_v2").module.state_dict(), tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"fits mobilenet_v2 with either stem and does not say"):

@@ -275,6 +275,29 @@ def usual_depths(name: str, stages: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(dict.fromkeys(nearest))
 
 
+def name_of(made: tuple[str, Mapping[str, Any]] | None) -> str:
+    """The name that makes a network, such as "adder/resnet20@14"; "network" for a module of your own.
+
+    Args:
+        made: the network's `builder`.
+
+    Raises:
+        ValueError: no network has this name.
+
+    >>> name_of(build("resnet20@14", adder=True).builder)
+    'adder/resnet20@14'
+    """
+    if made is None:
+        return "network"
+    name, arguments = made
+    depth = ""
+    if (kept := arguments.get("kept")) is not None:
+        family = builder_of(name).family.items()
+        known = (depth for depth, blocks in family if blocks == tuple(kept))
+        depth = "@" + next(known, ",".join(map(str, kept)))
+    return ADDER * ("adder" in arguments) + name + depth
+
+
 def is_network(name: str) -> bool:
     """Check whether a text is a network's name, of those that images take."""
     name = name.removeprefix(ADDER)

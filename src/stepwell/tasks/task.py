@@ -13,7 +13,7 @@ from torch import nn
 from stepwell.cost import count_macs
 from stepwell.measures import big
 from stepwell.nets import NestedNet, build
-from stepwell.nets.build import ADDER
+from stepwell.nets.build import name_of
 from stepwell.nets.inputs import INPUTS
 from stepwell.training import Loop, Run
 from stepwell.training.job import Stream
@@ -91,8 +91,8 @@ def tell_cost(net: NestedNet, size: int, stem: str, input: str = "image") -> Non
     own = arguments.get("stem", "")
     stems = {"small": " with the small stem (3×3, stride 1)", "imagenet": " with the imagenet stem"}
     macs = _macs(net, input, size)
-    label = f"{ADDER}{name}" if "adder" in arguments else name
-    text = f"{label}{stems.get(own, '')}: {big(macs)} MACs per {kind.noun} of {size} {kind.unit}"
+    label = f"{name_of(net.builder)}{stems.get(own, '')}"
+    text = f"{label}: {big(macs)} MACs per {kind.noun} of {size} {kind.unit}"
     if own == "small" and stem == "auto" and 32 < size < SMALL:
         larger = _macs(build(name, **arguments | {"stem": "imagenet"}), "image", SMALL)
         if larger < macs:

@@ -163,6 +163,10 @@ def test_a_net_starts_from_torchvision_weights_with_another_classifier(tmp_path)
     stepwell_file = stepwell.save(build("resnet8", num_classes=3), tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match=r"net.safetensors \(a resnet8\) does not fit this resnet20"):
         initialise(build("resnet20", num_classes=3), stepwell_file)
+    stepwell_file = stepwell.save(build("resnet20@2,2,1", num_classes=3), tmp_path / "cut.safetensors")
+    message = r"\(a resnet20@2,2,1\) does not fit this adder/resnet20@14: .* names differ"
+    with pytest.raises(ValueError, match=message):
+        initialise(build("adder/resnet20@14", num_classes=3), stepwell_file)
 
 
 def test_files_of_every_header_length_are_read(tmp_path):

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from stepwell.nets.build import build, builder_of
+from stepwell.nets.build import build, builder_of, name_of
 from stepwell.nets.card import Card
 from stepwell.nets.decisions.deciding import from_plain
 from stepwell.nets.families.timm_models import PREFIX
@@ -86,10 +86,11 @@ def _usual_card(net: NestedNet) -> Card:
 
 def _described(path: Path, header: Mapping[str, Any] | None) -> str:
     """A file in the words of an error message: its path, and the network that it says it holds."""
-    name = None if header is None else header.get("builder")
-    kind = "" if header is None else header.get("kind", "")
-    of = f" of kind {kind}" if kind not in ("", "classifier") else ""
-    return f"{path} (a {name}{of})" if isinstance(name, str) else str(path)
+    if header is None or not isinstance(header.get("builder"), str):
+        return str(path)
+    kind = header.get("kind", "classifier")
+    of = f" of kind {kind}" if kind != "classifier" else ""
+    return f"{path} (a {name_of((header['builder'], header.get('arguments', {})))}{of})"
 
 
 def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
@@ -107,9 +108,11 @@ def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
     with torch.device("meta"):
         *_, last = build(name).module.state_dict()  # of the classifier
     arguments: dict[str, Any] = {"num_classes": len(tensors[last])} if last in tensors else {}
-    stems: list[dict[str, Any]] = (
-        [{"stem": "imagenet"}, {"stem": "small"}] if builder_of(name).stems else [{}]
-    )
+    card = None if header is None else card_of(header)
+    builder = builder_of(name)
+    if builder.size_argument is not None and card is not None and card.size:
+        arguments[builder.size_argument] = card.size
+    stems: list[dict[str, Any]] = [{"stem": "imagenet"}, {"stem": "small"}] if builder.stems else [{}]
     fitting = []
     for stem in stems:
         net = build(name, **arguments, **stem)
@@ -125,7 +128,7 @@ def load_plain(name: str, path: Path) -> tuple[NestedNet, Card | None]:
             f"{path} fits {name} with either stem and does not say which: load it into "
             f"stepwell.build({name!r}, stem=...) with net.load_full, and stepwell.save that"
         )
-    return net.eval(), None if header is None else card_of(header)
+    return net.eval(), card
 
 
 def differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
@@ -148,8 +151,7 @@ def fill(
     ValueError if they do not fit; the message begins with `source`.
     """
     ours = net.module.state_dict()
-    here = "this network" if net.builder is None else f"this {net.builder[0]}"
-    here += f"@{net.full}" if _kept(net) is not None else ""
+    here = f"this {name_of(net.builder)}"
     given = {k: v for k, v in tensors.items() if not k.startswith(("depths/", BESIDE))}
     stored = net.stored_names()
     given |= {k: given[stored[k]] for k in ours.keys() - given.keys() if stored[k] in given}  # tied

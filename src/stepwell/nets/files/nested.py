@@ -19,7 +19,7 @@ from stepwell.device import device_name
 from stepwell.files import write_whole, writing
 from stepwell.nets import build
 from stepwell.nets.adders.layers import adder_layers
-from stepwell.nets.build import builder_of
+from stepwell.nets.build import builder_of, name_of
 from stepwell.nets.card import Card
 from stepwell.nets.decisions.deciding import use_break_even
 from stepwell.nets.files.container import DETECTOR, digest, kind_of, network_file, structure_of
@@ -71,8 +71,9 @@ def save(
         )
     if net.builder is not None and bool(adder_layers(net.module)) != ("adder" in net.builder[1]):
         raise ValueError(
-            f"{path} is not written: the layers of this {net.builder[0]} are not those that `build` "
-            "made. A file holds adder layers of build(..., adder=True) alone, and none of few bits"
+            f"{path} is not written: the layers of this {name_of(net.builder)} are not those that "
+            "`build` made. A file holds adder layers of build(..., adder=True) alone, and none of few "
+            "bits"
         )
     wrong = net.not_finite() or (beside and not_finite(beside.tensors))
     if wrong:
