@@ -3,6 +3,8 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ import stepwell
 from stepwell import cli
 from stepwell.data import Batches, ImageSet
 from stepwell.export.subnet import about
+from stepwell.kinds import Network
+from stepwell.kinds.classifier import fitted_temperatures
 from stepwell.measure.depths import fit_temperatures, logits_where_it_is, measure_depths
 from stepwell.nets import Card, build
 from stepwell.nets.predictions import labelled
@@ -101,13 +105,27 @@ def run(tmp_path_factory):
     return out
 
 
+def test_a_temperature_at_the_end_of_its_range_is_told(capsys):
+    net = build("resnet8", num_classes=2)
+    torch.nn.init.zeros_(net.module.fc.weight)
+    net.module.fc.bias.data = torch.tensor([1.0, 0.0])
+    pixels, labels = torch.zeros(8, 3, 8, 8, dtype=torch.uint8), torch.zeros(8, dtype=torch.long)
+    all_right = Batches(ImageSet(pixels, labels, CLASSES[:2]), 8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    network, parts = Network(Path("run"), "classifier", net, {}), SimpleNamespace(validation=all_right)
+    assert fitted_temperatures(network, parts)["8"] == pytest.approx(0.01)
+    assert "no temperature from 0.01 to 100 is best for 8: " in capsys.readouterr().err
+
+
 def test_eval_saves_temperatures_that_all_predictions_then_use(run, tmp_path, capsys, image_folder):
     run = shutil.copytree(run, tmp_path / "run")
     folder = image_folder(("0", "1"), 2, (8, 8))
     before = stepwell.load(run)
     capsys.readouterr()
     cli.main(["eval", str(run), "--temper", "--json"])
-    tried = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    assert "note: 143 validation images decide little about temperatures: fit them on more" in err
+    assert "no temperature" not in err
+    tried = json.loads(out)
     assert not stepwell.load(run).card.temperatures  # without --save nothing is kept
     cli.main(["eval", str(run), "--temper", "--cascade", "--save", "--json"])
     results = json.loads(capsys.readouterr().out)

@@ -10,7 +10,7 @@ from stepwell.evaluation.intervals import LEVEL, RESAMPLES, Interval, ends, resa
 
 #: Bins of the expected calibration error.
 BINS = 15
-#: Largest temperature, and number of bisections for the best one.
+#: Largest temperature (and one over the smallest), and number of bisections for the best one.
 COLDEST, HALVED = 100.0, 60
 
 
@@ -70,12 +70,12 @@ def best_temperature(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n
     The loss is convex in 1/T, so it bisects its derivative; the result lies in [1/COLDEST, COLDEST].
     """
     logits = logits.double()
-    right = logits.gather(1, labels[:, None])[:, 0]
+    margins = logits - logits.gather(1, labels[:, None])  # so that tiny slopes do not round to 0
     low, high = 1 / COLDEST, COLDEST  # of 1/T
     for _ in range(HALVED):
         middle = (low * high) ** 0.5
-        slope = ((middle * logits).softmax(1) * logits).sum(1).sub(right).mean()
-        low, high = (middle, high) if slope < 0 else (low, middle)
+        slope = ((middle * margins).softmax(1) * margins).sum(1).mean()
+        low, high = (middle, high) if slope <= 0 else (low, middle)
     return (low * high) ** -0.5
 
 

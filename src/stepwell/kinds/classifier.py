@@ -140,7 +140,7 @@ def evaluate_depths(
         more: measures what this kind has beside them, by key.
     """
     from stepwell.measure.cascade import check_depths
-    from stepwell.measure.depths import fit_temperatures, measure_depths
+    from stepwell.measure.depths import measure_depths
     from stepwell.measure.fidelity import measure_pair
     from stepwell.measure.fidelity_networks import open_pair
     from stepwell.nets.files.container import network_file
@@ -160,8 +160,7 @@ def evaluate_depths(
     networks = fit(pair, parts.test) if fidelity else None
     extra = more(parts)
     if temper:
-        found = fit_temperatures(net, validation_of(network, parts, "temperatures fitted"))
-        net.card = replace(net.card, temperatures=found)
+        net.card = replace(net.card, temperatures=fitted_temperatures(network, parts))
     results = measure_depths(net, parts.test, kind) | {"data": parts.about} | extra
     if cascade:
         results["cascade"] = calibrated_cascade(
@@ -188,6 +187,25 @@ def validation_of(network: Network, parts: Any, what: str) -> Any:
             f"test {kind.noun}s would look better than they are: {kind.aside}"
         )
     return parts.validation
+
+
+def fitted_temperatures(network: Network, parts: Any) -> dict[str, float]:
+    """Fit a temperature for every depth, and say where the validation part is too small for it."""
+    from stepwell.evaluation.calibration import COLDEST
+    from stepwell.measure.depths import fit_temperatures
+
+    validation = validation_of(network, parts, "temperatures fitted")
+    found = fit_temperatures(network.net, validation)
+    noun, count = validation.examples.NOUN, len(validation.examples)
+    if count < tables.FEW:
+        say(f"note: {count} validation {noun} decide little about temperatures: fit them on more")
+    ends = [depth for depth, t in found.items() if not 1.01 / COLDEST < t < COLDEST / 1.01]
+    if ends:
+        say(
+            f"note: no temperature from {1 / COLDEST:g} to {COLDEST:g} is best for {', '.join(ends)}: "
+            f"on validation {noun}, its answers are all right, or no better than guesses"
+        )
+    return found
 
 
 def calibrated_cascade(network: Network, parts: Any, **how: Any) -> dict[str, Any]:
