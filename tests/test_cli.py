@@ -1028,6 +1028,10 @@ BAD = {
     "near a recipe": (["train", "netgraff"], "no recipe 'netgraff'; did you mean 'netgraft'? There"),
     "unknown data": ([*TRAIN, "--data", "nowhere", "--out", "{tmp}/r"], "no data 'nowhere'"),
     "unknown depth": ([*TRAIN, "--depths", "9", "--out", "{tmp}/r"], "no depth '9' in the family"),
+    "no sub-net": (
+        [*TRAIN, "--net", "resnet8", "--depths", "8", "--out", "{tmp}/r"],
+        "--depths 8 is the whole resnet8: name a shallower depth, too",
+    ),
     "too deep": ([*TRAIN, "--depths", "x=3,3,4", "--out", "{tmp}/r"], "can keep 1 to 3 blocks"),
     "no block": ([*TRAIN, "--depths", "x=3,0,3", "--out", "{tmp}/r"], "can keep 1 to 3 blocks"),
     "no network": ([*TRAIN, "--net", "vgg", "--out", "{tmp}/r"], "no network 'vgg'"),
@@ -1100,6 +1104,7 @@ BAD = {
         "holds a run of 'ekd', not 'supervised'",
     ),
     "no run": (["eval", "{tmp}/nothing"], "no file or run directory"),
+    "a depth of a run": (["eval", "{run}@8"], "only a teacher is named RUN@DEPTH; here, name {run}"),
     "unfinished": (["eval", "{tmp}"], "is no run directory"),
     "eval where": (["eval", "{tmp}/copy.safetensors"], "say what to measure on with --data"),
     "no image": (["predict", "{run}", "{tmp}/none.png"], "no file or folder"),

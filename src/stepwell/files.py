@@ -53,7 +53,13 @@ def result_of(run: Path, name: str = "net.safetensors") -> Path:
     if file.exists():
         raise ValueError(f"{file} is no regular file: put the run's own file there")
     if not run.exists():
-        raise FileNotFoundError(f"no file or run directory {run}")
+        whole, at, _ = str(run).rpartition("@")
+        hint = (
+            f": only a teacher is named RUN@DEPTH; here, name {whole}"
+            if at and Path(whole).exists()
+            else ""
+        )
+        raise FileNotFoundError(f"no file or run directory {run}{hint}")
     if not (run / "config.json").exists():
         raise ValueError(f"{run} is no run directory: name the --out folder of a `stepwell train`")
     raise ValueError(

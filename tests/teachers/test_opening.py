@@ -419,6 +419,7 @@ def test_published_weights_by_name(images, monkeypatch):
         (["{tmp}/script.pt"], {}, "holds more than weights, such as a pickled module"),
         (["resnet18={tmp}/epoch.pt"], {}, "is no state dict: save `model.state_dict"),
         (["resnet20"], {}, "torchvision publishes no weights for resnet20"),
+        (["resnet18="], {}, "teacher resnet18=: name a file of weights behind the ="),
         (["resnet34@18"], {}, "teacher resnet34@18: no weights of a depth alone are published: name a"),
         (["timm/vit_tiny_patch16_224@2"], {}, "no weights of a depth alone are published: name a run"),
         (

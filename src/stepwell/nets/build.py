@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from operator import le
 from pathlib import Path
@@ -336,8 +337,10 @@ def builder_of(name: str) -> Builder:
     if name not in BUILDERS and name and Path(name).is_dir():
         raise ValueError(f"no network {name!r}: a folder is a text encoder, and --data holds no texts")
     if name not in BUILDERS:
+        near = get_close_matches(name, BUILDERS, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(
-            f"no network {given!r}; there are {', '.join(BUILDERS)}, {PREFIX}NAME, {ADDER}NAME"
+            f"no network {given!r}: {hint}`stepwell list` names all; timm's are {PREFIX}NAME"
         )
     return BUILDERS[name]
 

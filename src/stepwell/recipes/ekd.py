@@ -155,6 +155,11 @@ def ekd(
         norms=ablation.norms, init=init,
     )  # fmt: skip
     added = further_depths(nested, network.calibrated)
+    if depths and nested.full in depths and len(nested.depths) == 1:
+        raise ValueError(
+            f"--depths {' '.join(depths)} is the whole {network.net}: name a shallower depth, too, or "
+            "train one network with `stepwell train supervised`"
+        )
     inputs = kind.prepare(splits, images, training, start=start, init=init, teacher=opened)
     two_phase = training.schedule == "two-phase"
     known = start is not None and not start.fresh  # a full net that is trained already

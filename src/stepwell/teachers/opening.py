@@ -190,6 +190,8 @@ def _open(name: str) -> Source:
     network, equals, file = name.partition("=")
     whole, at, _ = network.partition("@")
     if is_network(whole) and not Path(name).exists():
+        if equals and not file:
+            raise ValueError(f"teacher {name}: name a file of weights behind the =")
         if equals:
             net, plain_card = load_plain(network, Path(file))
             return _source(name, net, f"{network}={fingerprint(Path(file))}", plain_card)

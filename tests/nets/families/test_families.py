@@ -305,7 +305,7 @@ def test_a_timm_model_is_built_again_from_its_file(tmp_path):
         ("timm/vgg13_bn", [], r"no stages could be found in timm's vgg13_bn .* stepwell.nest"),
         ("timm/hiera_tiny_224", ["9"], "keeps 9 of 12 blocks of blocks, but block 11 changes"),
         ("timm/deit_tiny_patch16_224", ["13"], "no depth '13' in the family"),
-        ("vgg11_bn", [], "no network 'vgg11_bn'; there are .*, timm/NAME"),
+        ("vgg11_bn", [], "no network 'vgg11_bn': did you mean vgg19_bn or .*timm/NAME"),
     ],
 )
 def test_networks_that_cannot_be(name, depths, message):
@@ -429,7 +429,7 @@ def test_names_of_depths_that_there_are_not():
         "glance-resnet20@14/2": "a glance takes a whole ResNet, such as resnet20",
         "resnet20@110": r"there are resnet20@8, resnet20@14, resnet20@BLOCKS \(of",
         "cnc@1": "no network 'cnc@1'; there is cnc, which has no shallower depth$",
-        "vgg@3": "no network 'vgg@3'; there are resnet18, ",
+        "vgg@3": r"no network 'vgg@3': did you mean vgg13_bn\? ",
     }.items():
         with pytest.raises(ValueError, match=message):
             build(name)

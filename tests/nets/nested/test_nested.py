@@ -259,7 +259,7 @@ def test_unknown_names_are_answered_with_the_known_ones():
     net = small()
     with pytest.raises(ValueError, match="no depth '9'; this net has 8, 14, 20"):
         net(torch.zeros(1, 3, 8, 8), "9")
-    with pytest.raises(ValueError, match="no network 'resnet21'; there are resnet18, "):
+    with pytest.raises(ValueError, match="no network 'resnet21': did you mean resnet32 or "):
         build("resnet21")
     with pytest.raises(ValueError, match="resnet20 has no option 'width'"):
         build("resnet20", width=3)

@@ -23,6 +23,8 @@ from stepwell.nets.files.nested import BESIDE, assemble
 from stepwell.nets.nested.net import NestedNet
 from stepwell.types import not_finite
 
+#: What to do about weights that do not fit.
+MISFIT = ": give weights of this network, or name the network of these weights"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -163,7 +165,7 @@ def fill(
         hint = "; all begin with 'module.': save model.module.state_dict()" if wrapped else ""
         raise ValueError(
             f"{source} does not fit {here}: {len(differing)} names differ, such as "
-            f"{differing[0]!r}{hint}"
+            f"{differing[0]!r}{hint or MISFIT}"
         )
     if wrong := not_finite(given):
         raise ValueError(f"{source}: {wrong} holds values that are not finite: name other weights")
@@ -174,7 +176,7 @@ def fill(
     if unlike := [k for k in fresh if not k.startswith(head)]:
         raise ValueError(
             f"{source} does not fit {here}: {unlike[0]} is {tuple(given[unlike[0]].shape)} there "
-            f"and {tuple(ours[unlike[0]].shape)} here"
+            f"and {tuple(ours[unlike[0]].shape)} here{MISFIT}"
         )
     net.load_full(given | {k: _without_excess(ours[k]) for k in fresh})
     return fresh
