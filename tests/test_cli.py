@@ -1104,6 +1104,7 @@ BAD = {
         "holds a run of 'ekd', not 'supervised'",
     ),
     "no run": (["eval", "{tmp}/nothing"], "no file or run directory"),
+    "the cost of a depth of a run": (["cost", "{run}@8"], "only a teacher is named RUN@DEPTH"),
     "a depth of a run": (["eval", "{run}@8"], "only a teacher is named RUN@DEPTH; here, name {run}"),
     "unfinished": (["eval", "{tmp}"], "is no run directory"),
     "eval where": (["eval", "{tmp}/copy.safetensors"], "say what to measure on with --data"),

@@ -45,6 +45,16 @@ def damaged(path: Path, why: object, remedy: str) -> ValueError:
     return ValueError(f"{path} is damaged ({why}): {remedy}")
 
 
+def without_depth(run: str) -> str:
+    """Give the hint to name RUN where `run` is RUN@DEPTH and RUN exists; else nothing."""
+    whole, at, _ = run.rpartition("@")
+    return (
+        f": only a teacher is named RUN@DEPTH; here, name {whole}"
+        if at and Path(whole).exists()
+        else ""
+    )
+
+
 def result_of(run: Path, name: str = "net.safetensors") -> Path:
     """Give a file of a finished run; ValueError or FileNotFoundError if `run` is none."""
     file = run / name
@@ -53,13 +63,7 @@ def result_of(run: Path, name: str = "net.safetensors") -> Path:
     if file.exists():
         raise ValueError(f"{file} is no regular file: put the run's own file there")
     if not run.exists():
-        whole, at, _ = str(run).rpartition("@")
-        hint = (
-            f": only a teacher is named RUN@DEPTH; here, name {whole}"
-            if at and Path(whole).exists()
-            else ""
-        )
-        raise FileNotFoundError(f"no file or run directory {run}{hint}")
+        raise FileNotFoundError(f"no file or run directory {run}{without_depth(str(run))}")
     if not (run / "config.json").exists():
         raise ValueError(f"{run} is no run directory: name the --out folder of a `stepwell train`")
     raise ValueError(

@@ -7,6 +7,7 @@ from tyro.conf import Positional
 
 from stepwell.commands.arguments import Json
 from stepwell.console import print_json, row_table, show, show_conditions
+from stepwell.files import without_depth
 from stepwell.kinds import Costs, open_network
 
 COLUMNS = (
@@ -84,6 +85,8 @@ def _by_name(
     from stepwell.nets.nested.input_size import check_size
     from stepwell.tasks.classification import input_arguments
 
+    if hint := without_depth(name):
+        raise ValueError(f"no network {name}{hint}")
     builder = builder_of(name)
     if saved:
         raise ValueError(

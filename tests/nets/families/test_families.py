@@ -426,7 +426,7 @@ def test_names_of_depths_that_there_are_not():
         "resnet34@3,4,6,4": "no network 'resnet34@3,4,6,4'; ",
         "resnet34@0,4,6,3": "no network 'resnet34@0,4,6,3'; ",
         "resnet34@18@18": "no network 'resnet34@18@18'; there are resnet34@18, ",
-        "glance-resnet20@14/2": "a glance takes a whole ResNet, such as resnet20",
+        "glance-resnet20@14/2": "glances need a whole ResNet, such as resnet20",
         "resnet20@110": r"there are resnet20@8, resnet20@14, resnet20@BLOCKS \(of",
         "cnc@1": "no network 'cnc@1'; there is cnc, which has no shallower depth$",
         "vgg@3": r"no network 'vgg@3': did you mean vgg13_bn\? ",

@@ -166,7 +166,7 @@ def glance_builder(name: str, encoders: Callable[[str], Builder]) -> Builder:
     count = int(number) if number.isdecimal() else 0
     if "@" in encoder:
         whole = encoder.partition("@")[0]
-        raise ValueError(f"no network {name!r}: a glance takes a whole ResNet, such as {whole}")
+        raise ValueError(f"{encoder}: glances need a whole ResNet, such as {whole}")
     if not 1 < count <= MOST:
         raise ValueError(
             f"no network {name!r}: say how many glances, 2 to {MOST}, such as {prefix}{encoder}/4"
